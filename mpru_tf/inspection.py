@@ -1,0 +1,119 @@
+"""What a SavedModel answers, where its class scores are, and what was already forgotten in it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpru_tf.errors import ModelError
+from mpru_tf.manifest import Manifest, read_manifest
+from mpru_tf.saved_model import bundle as bundles
+from mpru_tf.saved_model import shapes
+from mpru_tf.saved_model.sites import ScoreSite, survey
+from mpru_tf.saved_model.splice import unsplice
+from mpru_tf.versions import find_version
+
+if TYPE_CHECKING:
+    from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef, TensorInfo
+
+    from mpru_tf.saved_model.bundle import Bundle
+    from mpru_tf.saved_model.graph import Graph
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What reading a SavedModel shows. Nothing was executed.
+
+    Attributes:
+        path: the version directory.
+        version: its servable version, or None when its name is no number.
+        signatures: per signature key, 'method_name', 'inputs' and 'outputs'; of each tensor 'dtype' and 'shape' (a
+            list with None for open axes, or None for an unknown rank).
+        score_sites: where the class scores are. One in a model that can be filtered as it is.
+        forgotten: indices of the classes forgotten in this version.
+        method: the filter's method, None in an unfiltered version.
+        refusal: why no class could be forgotten in this model; None if one could.
+    """
+
+    path: Path
+    version: int | None
+    signatures: dict[str, dict[str, Any]]
+    score_sites: tuple[ScoreSite, ...]
+    forgotten: tuple[int, ...]
+    method: str | None
+    refusal: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {
+            "path": str(self.path),
+            "version": self.version,
+            "signatures": self.signatures,
+            "score_sites": [site.to_dict() for site in self.score_sites],
+            "forgotten": list(self.forgotten),
+            "method": self.method,
+            "refusal": self.refusal,
+        }
+
+
+def inspect(model: str | os.PathLike[str]) -> Inspection:
+    """Read a SavedModel and find its class scores.
+
+    Args:
+        model: a version directory, or a base path, which stands for its newest version.
+
+    Raises:
+        ModelNotFoundError: there is no SavedModel.
+        CorruptModelError: it is damaged or incomplete.
+        UnsupportedModelError: it is stored in a form that is not read. (A model that *can* be read but has no class
+            scores is no error here: see :attr:`Inspection.refusal`.)
+        ManifestError: it carries a manifest that cannot be read.
+    """
+    found = find_version(model)
+    bundle = bundles.read(found.path)
+    manifest = read_manifest(found.path)
+    graphs = unfiltered_graphs(bundle, manifest)
+    survey_of = survey(graphs)
+    refusal: ModelError | None = survey_of.refusal
+    return Inspection(
+        path=found.path,
+        version=found.version,
+        signatures={
+            name: _signature(signature)
+            for graph in graphs
+            for name, signature in sorted(graph.meta_graph.signature_def.items())
+            if not name.startswith("__saved_model")
+        },
+        score_sites=survey_of.sites,
+        forgotten=manifest.forgotten if manifest is not None else (),
+        method=manifest.method if manifest is not None else None,
+        refusal=str(refusal) if refusal is not None else None,
+    )
+
+
+def unfiltered_graphs(bundle: Bundle, manifest: Manifest | None) -> list[Graph]:
+    """The graphs with any filter of ours taken out again. Edits the bundle in place."""
+    if manifest is not None:
+        for done in manifest.splices:
+            unsplice(bundle.graphs[done.meta_graph], done)
+    return bundle.graphs
+
+
+def _signature(signature: SignatureDef) -> dict[str, Any]:
+    return {
+        "method_name": signature.method_name,
+        "inputs": {key: _tensor(info) for key, info in sorted(signature.inputs.items())},
+        "outputs": {key: _tensor(info) for key, info in sorted(signature.outputs.items())},
+    }
+
+
+def _tensor(info: TensorInfo) -> dict[str, Any]:
+    from tensorflow.core.framework import types_pb2
+
+    shape = shapes.from_proto(info.tensor_shape)
+    return {
+        "dtype": types_pb2.DataType.Name(info.dtype).removeprefix("DT_").lower(),
+        "shape": None if shape is None else list(shape),
+    }

@@ -1,0 +1,468 @@
+"""The main job, told in order: read, plan, splice, gate, prune, stage, check, publish."""
+
+from __future__ import annotations
+
+import copy as copying
+import datetime
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+try:
+    from mpru_tf.class_means import ClassMeans
+except ImportError:
+    ClassMeans = tuple
+from mpru_tf.errors import ManifestError, PublishError, UnsupportedModelError, explain
+from mpru_tf.filters import DEFAULT_METHOD, DEFAULT_TEMPERATURE, make_filter
+from mpru_tf.inspection import unfiltered_graphs
+from mpru_tf.labels import find_labels, parse_classes, read_labels
+from mpru_tf.manifest import MANIFEST, Manifest, read_manifest
+from mpru_tf.saved_model import bundle as bundles
+from mpru_tf.saved_model.leaks import LeakGate, refuse, score_family
+from mpru_tf.saved_model.prune import drop_output, prune
+from mpru_tf.saved_model.sites import survey
+from mpru_tf.saved_model.splice import PREFIX, has_filter, splice, unused_prefixes
+from mpru_tf.versions import VersionDirectory, find_version, link_tree, list_versions, publish, staged
+
+if TYPE_CHECKING:
+    from mpru_tf.filters import FilterSpec
+    from mpru_tf.saved_model.bundle import Bundle
+    from mpru_tf.saved_model.sites import ScoreSite
+    from mpru_tf.saved_model.splice import Splice
+
+
+@dataclass(frozen=True)
+class ForgetResult:
+    """What :func:`forget` did.
+
+    Attributes:
+        version: the servable version that forgets (the existing one if nothing new was to be forgotten).
+        path: its version directory; with ``dry_run``, where it would be.
+        source: the version directory it was made from.
+        forgotten: indices of all classes forgotten in it, earlier ones included, ascending.
+        labels: their labels in the same order, or None when labels are not known.
+        classes: number n of classes of the model.
+        method: the filter's method.
+        leak_gate: 'passed'.
+        load_check: 'status' ('passed' or 'skipped') and 'detail'.
+        outputs: the outputs that are filtered, as SIG:KEY.
+        dropped_outputs: outputs that were removed from their signatures, as SIG:KEY.
+        dropped_endpoints: attributes that Python loaders offer no more, because they answered past the filter.
+        files: how the files came over: 'reflink', 'hard link' or 'copy'; None if nothing was written.
+        seconds: time of the re-export itself: read, plan, splice, gate, link, write, publish.
+        seconds_load_check: time of the load check.
+        already_forgotten: True if all classes were forgotten before and nothing was written.
+        dry_run: True if nothing was written because that was asked for.
+    """
+
+    version: int
+    path: Path
+    source: Path
+    forgotten: tuple[int, ...]
+    labels: tuple[str, ...] | None
+    classes: int
+    method: str
+    leak_gate: str
+    load_check: dict[str, Any]
+    outputs: tuple[str, ...]
+    dropped_outputs: tuple[str, ...]
+    dropped_endpoints: tuple[str, ...]
+    files: str | None
+    seconds: float
+    seconds_load_check: float
+    already_forgotten: bool = False
+    dry_run: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        for name, value in values.items():
+            if isinstance(value, Path):
+                values[name] = str(value)
+            elif isinstance(value, tuple):
+                values[name] = list(value)
+        return values
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What was decided before anything is written."""
+
+    site: ScoreSite
+    spec: FilterSpec
+    labels: tuple[str, ...] | None
+    splices: tuple[Splice, ...]
+    dropped_endpoints: tuple[str, ...]
+    dropped_outputs: tuple[str, ...]
+    allowed_outputs: tuple[str, ...]
+    preconditions: dict[str, Any] | None
+
+
+def forget(
+    model: str | os.PathLike[str],
+    classes: Sequence[str | SupportsIndex] | str | int,
+    *,
+    method: str | None = None,
+    class_means: ClassMeans | str | os.PathLike[str] | None = None,
+    temperature: float = DEFAULT_TEMPERATURE,
+    labels: Sequence[str] | str | os.PathLike[str] | None = None,
+    into: str | os.PathLike[str] | None = None,
+    outputs: Sequence[str] = (),
+    allow_outputs: Sequence[str] = (),
+    drop_outputs: Sequence[str] = (),
+    force: bool = False,
+    copy: bool = False,
+    load_check: bool = True,
+    dry_run: bool = False,
+) -> ForgetResult:
+    """Publish the next version of a served model, in which no output answers the given classes.
+
+    The filter is baked into the graph at the class scores; weights, signatures and assets stay as they are, and the
+    version directory is published with one rename. On a version that already forgets classes, one filter with the
+    union takes the old one's place.
+
+    The weights still hold what was learned: whoever has the files can take the filter off. And as long as an
+    unfiltered version lies in the base path, it answers clients that ask for it by number.
+
+    Args:
+        model: a version directory, or a base path, which stands for its newest version.
+        classes: indices in [0, n) or labels of the classes to forget, at least one, not all.
+        method: 'renormalize', 'mean', 'gram_schmidt' or 'tempered'. Default: that of the version's present filter, or
+            'tempered'.
+        class_means: a :class:`ClassMeans`, or the path of one saved as JSON; required by 'mean' and 'gram_schmidt'.
+        temperature: of 'tempered', >= 1.
+        labels: one per class, or the path of a file with them. Default: those found with the model.
+        into: base path for the new version. Default: that of ``model``.
+        outputs: SIG:KEY of outputs that are computed from the class scores, to tell several class vectors apart.
+        allow_outputs: SIG:KEY of outputs to keep although they are computed before the class scores (embeddings).
+        drop_outputs: SIG:KEY of outputs to remove from their signatures.
+        force: go on when the class means do not meet the preconditions.
+        copy: copy the weights instead of sharing their bytes with the source version.
+        load_check: load the new version in a Session before it is published, ask it, and compare with the reference.
+        dry_run: do everything but write.
+
+    Returns:
+        A :class:`ForgetResult`.
+
+    Raises:
+        ModelError: the model cannot be found, read or filtered.
+        ForgetListError, LabelsError: about ``classes`` or ``labels``.
+        ClassMeansError: about ``class_means``; :class:`PreconditionError` if they are not trustworthy.
+        LeakError: an output would still answer a forgotten class.
+        ManifestError: the version was filtered before, but what its manifest says does not hold.
+        VerificationError: the new version does not answer as it must; it is not published.
+        PublishError: it could not be written.
+
+    Source: MPRU, arXiv 2510.26230 (an output filter: projection, then redistribution); the splice is ours.
+    """
+    started = time.perf_counter()
+    found = find_version(model)
+    base = _base_path(found, into)
+    bundle = bundles.read(found.path)
+    earlier = _earlier(bundle, found)
+    names = _labels(labels, found)
+    unfiltered_graphs(bundle, earlier)
+    dropped = _drop(bundle, drop_outputs)
+    site = survey(bundle.graphs, outputs).the_site()
+    wanted = parse_classes([classes] if isinstance(classes, str | int) else classes, names, site.classes)
+    before = earlier.forgotten if earlier is not None else ()
+    if earlier is not None and set(wanted) <= set(before) and not dropped and method in (None, earlier.method):
+        return _nothing_new(found, earlier, site, time.perf_counter() - started)
+    method = method or (earlier.method if earlier is not None else DEFAULT_METHOD)
+    means = class_means if class_means is None or isinstance(class_means, ClassMeans) else ClassMeans.load(class_means)
+    spec = make_filter(
+        site.classes, sorted({*wanted, *before}), method, class_means=means, temperature=temperature
+    )
+    preconditions = _preconditions(means, spec, force)
+    allowed = (*allow_outputs, *(earlier.allowed_outputs if earlier is not None else ()))
+    _check_outputs_exist(bundle, allow_outputs, "--allow-output")
+    splices, endpoints = _edit(bundle, site, spec, allowed)
+    plan = _Plan(
+        site,
+        spec,
+        tuple(names[index] for index in spec.forgotten) if names else None,
+        splices,
+        (*(earlier.dropped_endpoints if earlier is not None else ()), *endpoints),
+        (*(earlier.dropped_outputs if earlier is not None else ()), *dropped),
+        allowed,
+        preconditions,
+    )
+    seconds = time.perf_counter() - started
+    if dry_run:
+        version = max(list_versions(base), default=0) + 1
+        return _result(version, base, found, plan, {"status": "skipped", "detail": "dry run"}, None, seconds, 0.0, True)
+    return _write(bundle, found, base, plan, earlier, copy, load_check, seconds)
+
+
+# ------------------------------------------------------------------------------------------------------ before writing
+def _base_path(found: VersionDirectory, into: str | os.PathLike[str] | None) -> Path:
+    if into is not None:
+        base = Path(into).absolute()
+        if bundles.has_saved_model(base):
+            raise PublishError(
+                explain(
+                    "The target is itself a version directory; a new version would lie inside it.",
+                    received=os.fspath(into),
+                    valid="a base path, whose children are numbered version directories",
+                )
+            )
+        if base.exists() and not base.is_dir():
+            raise PublishError(explain("The target is a file.", received=os.fspath(into), valid="a base path"))
+        return base
+    if found.base is None:
+        raise PublishError(
+            explain(
+                "The model's directory has no version number, so there is no telling where its next version belongs.",
+                received=str(found.path),
+                valid="a version directory such as models/resnet/1, or a base path such as models/resnet",
+                hint="Name a base path for the new version with --into.",
+            )
+        )
+    return found.base
+
+
+def _earlier(bundle: Bundle, found: VersionDirectory) -> Manifest | None:
+    """The manifest of an already filtered version, held against its files."""
+    manifest = read_manifest(found.path)
+    if manifest is None:
+        if any(has_filter(graph) for graph in bundle.graphs):
+            raise ManifestError(
+                explain(
+                    f"This version carries a filter (nodes named {PREFIX}), but its manifest is gone, so what it forgets "
+                    "is not known.",
+                    received=str(found.path),
+                    valid=f"a version with its {MANIFEST}",
+                    hint="Start from the version that this one was made from, and name all classes.",
+                )
+            )
+        return None
+    wrong = manifest.mismatches(found.path)
+    if wrong:
+        raise ManifestError(
+            explain(
+                "This version is not what its manifest says.",
+                received="; ".join(wrong),
+                valid="a version as mpru_tf published it",
+                hint="Start from the version that this one was made from, and name all classes.",
+            )
+        )
+    return manifest
+
+
+def _labels(labels: Sequence[str] | str | os.PathLike[str] | None, found: VersionDirectory) -> list[str] | None:
+    if labels is None:
+        return find_labels(found.path)
+    return read_labels(os.fspath(labels)) if isinstance(labels, str | os.PathLike) else list(labels)
+
+
+def _preconditions(means: ClassMeans | None, spec: FilterSpec, force: bool) -> dict[str, Any] | None:
+    if means is None or spec.coefficients is None:
+        return None
+    preconditions = means.check(spec.method, spec.forgotten)
+    if not force:
+        preconditions.require()
+    return preconditions.to_dict()
+
+
+def _check_outputs_exist(bundle: Bundle, named: Sequence[str], option: str) -> None:
+    valid = sorted(
+        {
+            f"{name}:{key}"
+            for graph in bundle.graphs
+            for name, signature in graph.meta_graph.signature_def.items()
+            for key in signature.outputs
+            if not name.startswith("__saved_model")
+        }
+    )
+    unknown = [output for output in named if output not in valid]
+    if unknown:
+        raise UnsupportedModelError(
+            explain(f"{option} names no output of this model.", received=", ".join(unknown), valid=", ".join(valid))
+        )
+
+
+def _drop(bundle: Bundle, drop_outputs: Sequence[str]) -> tuple[str, ...]:
+    _check_outputs_exist(bundle, drop_outputs, "--drop-output")
+    for output in dict.fromkeys(drop_outputs):
+        for index in range(len(bundle.proto.meta_graphs)):
+            for name, signature in bundle.proto.meta_graphs[index].signature_def.items():
+                key = output.removeprefix(f"{name}:")
+                if key != output and key in signature.outputs:
+                    drop_output(bundle.graphs[index], name, key)
+                    break
+    return tuple(dict.fromkeys(drop_outputs))
+
+
+def _edit(
+    bundle: Bundle, site: ScoreSite, spec: FilterSpec, allowed: Sequence[str]
+) -> tuple[tuple[Splice, ...], tuple[str, ...]]:
+    """Splice the filter in at every copy of the site, pass the leak gate, prune. Edits the bundle in place.
+
+    Raises:
+        LeakError: at least one output is reached past the filter.
+    """
+    families = [score_family(graph, site.points) for graph in bundle.graphs]
+    prefixes = unused_prefixes(bundle.graphs)
+    splices = tuple(
+        splice(bundle.graphs[point.meta_graph], point, spec, prefix)
+        for point, prefix in zip(site.points, prefixes, strict=False)
+    )
+    gates = [
+        LeakGate(graph, splices, family, allowed) for graph, family in zip(bundle.graphs, families, strict=True)
+    ]
+    leaks = [leak for gate in gates for leak in gate.signature_leaks()]
+    if leaks:
+        raise refuse(leaks)
+    endpoints = [name for gate in gates for name in prune(gate.graph, gate).endpoints]
+    return splices, tuple(dict.fromkeys(endpoints))
+
+
+def _nothing_new(found: VersionDirectory, earlier: Manifest, site: ScoreSite, seconds: float) -> ForgetResult:
+    return ForgetResult(
+        version=found.version or 0,
+        path=found.path,
+        source=found.path,
+        forgotten=earlier.forgotten,
+        labels=earlier.labels,
+        classes=earlier.classes,
+        method=earlier.method,
+        leak_gate=earlier.leak_gate,
+        load_check=earlier.load_check,
+        outputs=site.outputs,
+        dropped_outputs=earlier.dropped_outputs,
+        dropped_endpoints=earlier.dropped_endpoints,
+        files=None,
+        seconds=seconds,
+        seconds_load_check=0.0,
+        already_forgotten=True,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- writing
+def _write(
+    bundle: Bundle,
+    found: VersionDirectory,
+    base: Path,
+    plan: _Plan,
+    earlier: Manifest | None,
+    copy: bool,
+    load_check: bool,
+    seconds: float,
+) -> ForgetResult:
+    started = time.perf_counter()
+    left_out = {bundles.SAVED_MODEL_PB, bundles.KERAS_METADATA_PB, bundles.FINGERPRINT_PB, MANIFEST}
+    with staged(base) as staging:
+        files = link_tree(found.path, staging, without=left_out, copy=copy)
+        data = bundle.proto.SerializeToString()
+        (staging / bundles.SAVED_MODEL_PB).write_bytes(data)
+        if (found.path / bundles.FINGERPRINT_PB).is_file():
+            (staging / bundles.FINGERPRINT_PB).write_bytes(_fingerprint(staging))
+        # A version that carries a filter already cannot be asked for the raw answers.
+        source = found.path if earlier is None else None
+        checked, seconds_load_check = _checked(staging, source, plan, load_check)
+        manifest = _manifest(found, bundle, plan, earlier, hashlib.sha256(data).hexdigest(), staging, checked)
+        manifest.write(staging)
+        version = publish(staging, base)
+    own = seconds + time.perf_counter() - started - seconds_load_check
+    return _result(version, base, found, plan, checked, files, own, seconds_load_check, False)
+
+
+def _fingerprint(directory: Path) -> bytes:
+    # TensorFlow has no public function that writes a fingerprint (2.19 to 2.21 write one only inside saved_model.save).
+    from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
+
+    return bytes(fingerprinting.CreateFingerprintDef(str(directory)))
+
+
+def _checked(staging: Path, source: Path | None, plan: _Plan, load_check: bool) -> tuple[dict[str, Any], float]:
+    if not load_check:
+        return {"status": "skipped", "detail": "not asked for"}, 0.0
+    from mpru_tf.verification import check_before_publishing
+
+    started = time.perf_counter()
+    checked = check_before_publishing(staging, source, plan.site, plan.spec)
+    return checked, time.perf_counter() - started
+
+
+def _manifest(
+    found: VersionDirectory,
+    bundle: Bundle,
+    plan: _Plan,
+    earlier: Manifest | None,
+    sha256: str,
+    staging: Path,
+    checked: dict[str, Any],
+) -> Manifest:
+    from mpru_tf import __version__
+
+    index_sha256 = bundles.index_digest(staging)
+    history: tuple[dict[str, Any], ...] = ()
+    if earlier is not None:
+        step = {
+            "created": earlier.created,
+            "forgotten": list(earlier.forgotten),
+            "method": earlier.method,
+            "saved_model_sha256": earlier.saved_model_sha256,
+        }
+        history = (*earlier.history, step)
+    return Manifest(
+        tool_version=__version__,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        source={
+            "path": str(found.path),
+            "version": found.version,
+            "saved_model_sha256": bundle.sha256,
+            "variables_index_sha256": index_sha256,
+        },
+        saved_model_sha256=sha256,
+        variables_index_sha256=index_sha256,
+        classes=plan.spec.classes,
+        forgotten=plan.spec.forgotten,
+        labels=plan.labels,
+        method=plan.spec.method,
+        temperature=plan.spec.temperature,
+        constants_sha256=plan.spec.digest(),
+        preconditions=plan.preconditions,
+        splices=plan.splices,
+        dropped_outputs=plan.dropped_outputs,
+        allowed_outputs=tuple(dict.fromkeys(plan.allowed_outputs)),
+        dropped_endpoints=plan.dropped_endpoints,
+        leak_gate="passed",
+        load_check=copying.deepcopy(checked),
+        history=history,
+    )
+
+
+def _result(
+    version: int,
+    base: Path,
+    found: VersionDirectory,
+    plan: _Plan,
+    checked: dict[str, Any],
+    files: str | None,
+    seconds: float,
+    seconds_load_check: float,
+    dry_run: bool,
+) -> ForgetResult:
+    return ForgetResult(
+        version=version,
+        path=base / str(version),
+        source=found.path,
+        forgotten=plan.spec.forgotten,
+        labels=plan.labels,
+        classes=plan.spec.classes,
+        method=plan.spec.method,
+        leak_gate="passed",
+        load_check=checked,
+        outputs=plan.site.outputs,
+        dropped_outputs=plan.dropped_outputs,
+        dropped_endpoints=plan.dropped_endpoints,
+        files=files,
+        seconds=seconds,
+        seconds_load_check=seconds_load_check,
+        dry_run=dry_run,
+    )

@@ -1,0 +1,410 @@
+"""Read access to one MetaGraphDef: tensors, producers, functions, and what a tensor is computed from.
+
+A SavedModel holds a main graph and a library of functions that it calls. Both are lists of NodeDefs, but they name
+tensors differently (``node:0`` in the main graph, ``node:out_arg:0`` in a function body). :class:`Graph` hides that:
+everything here speaks of :class:`Tensor`, and of :class:`Place` where it matters through which calls a tensor was
+reached. Nothing is executed and no op needs to be registered, so models with custom ops are read like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mpru_tf.errors import CorruptModelError, explain
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.function_pb2 import FunctionDef
+    from tensorflow.core.framework.node_def_pb2 import NodeDef
+    from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
+
+MAIN = ""
+"""Name of the scope that is the main graph."""
+
+# Ops whose output is their input, number for number (Cast changes the dtype, which is for the splice to respect).
+IDENTITY_OPS = frozenset(
+    {
+        "Identity",
+        "StopGradient",
+        "PreventGradient",
+        "CheckNumerics",
+        "CheckNumericsV2",
+        "Snapshot",
+        "EnsureShape",
+        "DeepCopy",
+        "Cast",
+        "OptimizationBarrier",
+        "XlaOptimizationBarrier",
+    }
+)
+# Ops that tell only how large their input is: nothing about a class gets through them.
+SHAPE_OPS = frozenset(
+    {"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike", "BroadcastGradientArgs", "TensorArraySizeV3"}
+)
+PLACEHOLDER_OPS = frozenset({"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"})
+CALL_OPS = frozenset({"PartitionedCall", "StatefulPartitionedCall", "TPUPartitionedCall"})
+IF_OPS = frozenset({"If", "StatelessIf"})
+CASE_OPS = frozenset({"Case", "StatelessCase"})
+WHILE_OPS = frozenset({"While", "StatelessWhile"})
+
+
+class Tensor(NamedTuple):
+    """One output of one node: ``arg`` is the output argument's name in a function body and '' in the main graph."""
+
+    scope: str
+    node: str
+    arg: str
+    port: int
+
+    def __str__(self) -> str:
+        where = f"{self.scope}/" if self.scope else ""
+        return f"{where}{self.node}:{self.port}"
+
+
+class Call(NamedTuple):
+    """One node that calls a function: which scope it lies in, and where the callee's arguments begin in its inputs."""
+
+    scope: str
+    node: str
+    offset: int
+
+
+class Place(NamedTuple):
+    """A tensor together with the calls through which it was reached, outermost first."""
+
+    tensor: Tensor
+    calls: tuple[Call, ...] = ()
+
+
+@dataclass
+class Scope:
+    """The main graph or one function body."""
+
+    name: str
+    node_defs: Any
+    args: dict[str, int] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
+    function: FunctionDef | None = None
+
+    @cached_property
+    def nodes(self) -> dict[str, NodeDef]:
+        return {node.name: node for node in self.node_defs}
+
+    def tensor(self, ref: str) -> Tensor | None:
+        """Parse an input reference; None for a control input."""
+        if ref.startswith("^"):
+            return None
+        name, _, rest = ref.partition(":")
+        if self.name == MAIN:
+            return Tensor(MAIN, name, "", int(rest) if rest else 0)
+        arg, _, index = rest.partition(":")
+        if not arg or arg.isdigit():
+            return Tensor(self.name, name, "", int(arg or 0))
+        return Tensor(self.name, name, arg, int(index) if index else 0)
+
+    def ref(self, tensor: Tensor) -> str:
+        """Write a tensor the way inputs of this scope name it."""
+        if self.name == MAIN:
+            return tensor.node if tensor.port == 0 else f"{tensor.node}:{tensor.port}"
+        return f"{tensor.node}:{tensor.arg}:{tensor.port}" if tensor.arg else tensor.node
+
+    def inputs(self, node: NodeDef) -> list[Tensor]:
+        """The data inputs of a node, in order."""
+        tensors = (self.tensor(ref) for ref in node.input)
+        return [tensor for tensor in tensors if tensor is not None]
+
+
+class Graph:
+    """One MetaGraphDef, seen as scopes that call each other."""
+
+    def __init__(self, meta_graph: MetaGraphDef, index: int = 0) -> None:
+        self.meta_graph = meta_graph
+        self.index = index
+        self._functions = {function.signature.name: function for function in meta_graph.graph_def.library.function}
+        self._scopes: dict[str, Scope] = {}
+
+    # ---------------------------------------------------------------------------------------------- names to things
+    @property
+    def functions(self) -> dict[str, FunctionDef]:
+        return self._functions
+
+    def scope(self, name: str) -> Scope:
+        """The main graph (``MAIN``) or the body of a library function."""
+        if name not in self._scopes:
+            self._scopes[name] = self._read_scope(name)
+        return self._scopes[name]
+
+    def _read_scope(self, name: str) -> Scope:
+        if name == MAIN:
+            return Scope(MAIN, self.meta_graph.graph_def.node)
+        function = self._functions.get(name)
+        if function is None:
+            raise CorruptModelError(
+                explain(
+                    "The graph calls a function that its library does not hold.",
+                    received=name,
+                    hint="The saved_model.pb is damaged; export the model again.",
+                )
+            )
+        signature = function.signature
+        args = {arg.name: position for position, arg in enumerate(signature.input_arg)}
+        outputs = []
+        for output in signature.output_arg:
+            if output.name not in function.ret:
+                raise CorruptModelError(
+                    explain(
+                        f"Function {name} does not say what it returns as {output.name!r}.", hint="Export it again."
+                    )
+                )
+            outputs.append(function.ret[output.name])
+        return Scope(name, function.node_def, args, outputs, function)
+
+    def node(self, tensor: Tensor) -> NodeDef | None:
+        """The node that produces a tensor, or None for a function's argument."""
+        scope = self.scope(tensor.scope)
+        if tensor.node in scope.args:
+            return None
+        try:
+            return scope.nodes[tensor.node]
+        except KeyError:
+            raise CorruptModelError(
+                explain(
+                    f"A node reads a tensor that nothing in {tensor.scope or 'the main graph'} produces.",
+                    received=tensor.node,
+                    hint="The saved_model.pb is damaged; export the model again.",
+                )
+            ) from None
+
+    def signature_tensor(self, name: str) -> Tensor:
+        """The main-graph tensor that a SignatureDef's TensorInfo names."""
+        tensor = self.scope(MAIN).tensor(name)
+        assert tensor is not None
+        return tensor
+
+    # --------------------------------------------------------------------------------------------------- calls
+    def callees(self, scope: Scope, node: NodeDef) -> list[tuple[str, int]]:
+        """Functions whose results are this node's outputs, each with the input at which its arguments begin."""
+        if node.op in CALL_OPS:
+            return [(node.attr["f"].func.name, 0)]
+        if node.op in self._functions:
+            return [(node.op, 0)]
+        if node.op in IF_OPS:
+            return [(node.attr[branch].func.name, 1) for branch in ("then_branch", "else_branch")]
+        if node.op in CASE_OPS:
+            return [(branch.name, 1) for branch in node.attr["branches"].list.func]
+        return []
+
+    def output_index(self, tensor: Tensor, node: NodeDef) -> int:
+        """Flat position of a call's output (function bodies name it by output argument and position)."""
+        if tensor.arg in ("", "output") or node.op not in self._functions:
+            return tensor.port
+        names = [output.name for output in self._functions[node.op].signature.output_arg]
+        return names.index(tensor.arg) + tensor.port if tensor.arg in names else tensor.port
+
+    def returned(self, function: str, index: int) -> Tensor:
+        """What a function returns as its output number ``index``."""
+        scope = self.scope(function)
+        if not 0 <= index < len(scope.outputs):
+            raise CorruptModelError(
+                explain(
+                    f"A node reads output {index} of function {function}, which has {len(scope.outputs)}.",
+                    hint="The saved_model.pb is damaged; export the model again.",
+                )
+            )
+        tensor = scope.tensor(scope.outputs[index])
+        assert tensor is not None
+        return tensor
+
+    def caller_input(self, place: Place) -> Place | None:
+        """Where a function's argument comes from, one call up; None at the outermost scope."""
+        if not place.calls:
+            return None
+        call = place.calls[-1]
+        scope = self.scope(call.scope)
+        position = self.scope(place.tensor.scope).args[place.tensor.node] + call.offset
+        inputs = scope.inputs(scope.nodes[call.node])
+        if position >= len(inputs):
+            raise CorruptModelError(
+                explain(
+                    f"Node {call.node} passes {len(inputs)} inputs to function {place.tensor.scope}, which wants more.",
+                    hint="The saved_model.pb is damaged; export the model again.",
+                )
+            )
+        return Place(inputs[position], place.calls[:-1])
+
+    def source(self, place: Place) -> Place:
+        """Follow a value back through identity-like ops and calls to the tensor that truly produces it.
+
+        A callee that only passes an argument through is left again: the result then lies in the caller.
+        """
+        seen: set[Place] = set()
+        while place not in seen:
+            seen.add(place)
+            step = self._step_back(place)
+            if step is None:
+                return place
+            place = step
+        raise CorruptModelError(explain(f"Tensor {place.tensor} is computed from itself.", hint="Export it again."))
+
+    def _step_back(self, place: Place) -> Place | None:
+        tensor, calls = place
+        scope = self.scope(tensor.scope)
+        if tensor.node in scope.args:
+            return self.caller_input(place)
+        node = self.node(tensor)
+        assert node is not None
+        if node.op in IDENTITY_OPS or node.op == "IdentityN":
+            inputs = scope.inputs(node)
+            position = tensor.port if node.op == "IdentityN" else 0
+            return Place(inputs[position], calls) if position < len(inputs) else None
+        callees = self.callees(scope, node)
+        if len(callees) == 1:
+            function, offset = callees[0]
+            if any(call.scope == scope.name and call.node == node.name for call in calls):
+                return None  # a function that calls itself: no tensor in it is final
+            inner = self.returned(function, self.output_index(tensor, node))
+            return Place(inner, (*calls, Call(scope.name, node.name, offset)))
+        return None
+
+    def inputs_of(self, place: Place) -> list[Place]:
+        """The data inputs of the node that produces a place's tensor."""
+        node = self.node(place.tensor)
+        if node is None:
+            return []
+        return [Place(tensor, place.calls) for tensor in self.scope(place.tensor.scope).inputs(node)]
+
+    def function_references(self, node: NodeDef) -> Iterator[str]:
+        """Names of every function that a node mentions, as its op or in its attributes."""
+        if node.op in self._functions:
+            yield node.op
+        for value in node.attr.values():
+            kind = value.WhichOneof("value")
+            if kind == "func":
+                yield value.func.name
+            elif kind == "list":
+                yield from (function.name for function in value.list.func)
+
+
+class Dataflow:
+    """Which requests' values a tensor depends on, and along which way.
+
+    The walk goes backwards from a tensor. It ends at a barrier (the filter's outputs, or ops that only tell a shape)
+    and at nodes without data inputs; what remains are the placeholders of the main graph (or the arguments of a
+    function) from which the value is reached past every barrier.
+    """
+
+    def __init__(self, graph: Graph, barrier: Callable[[Tensor], bool] = lambda tensor: False) -> None:
+        self.graph = graph
+        self.barrier = barrier
+        self._summaries: dict[tuple[str, int], dict[str, tuple[Tensor, ...]]] = {}
+        self._in_progress: set[tuple[str, int]] = set()
+
+    def origins(self, tensor: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        """Names of the placeholders or arguments that reach ``tensor`` in its own scope, each with one way there.
+
+        The way runs from ``tensor`` back to the origin and passes through called functions node by node.
+        """
+        scope = self.graph.scope(tensor.scope)
+        found: dict[str, tuple[Tensor, ...]] = {}
+        ways: dict[Tensor, tuple[Tensor, tuple[Tensor, ...]] | None] = {tensor: None}
+        queue = [tensor]
+
+        def way_to(end: Tensor) -> tuple[Tensor, ...]:
+            backwards: list[Tensor] = []
+            step: Tensor | None = end
+            while step is not None:
+                came_from = ways[step]
+                backwards.append(step)
+                if came_from is None:
+                    break
+                step, inner = came_from
+                backwards.extend(reversed(inner))
+            return tuple(reversed(backwards))
+
+        while queue:
+            current = queue.pop()
+            if self.barrier(current):
+                continue
+            if current.node in scope.args:
+                found.setdefault(current.node, way_to(current))
+                continue
+            node = self.graph.node(current)
+            assert node is not None
+            if node.op in SHAPE_OPS:
+                continue
+            if node.op in PLACEHOLDER_OPS:
+                found.setdefault(current.node, way_to(current))
+            for following, inner in self._back(scope, node, current):
+                if following not in ways:
+                    ways[following] = (current, inner)
+                    queue.append(following)
+        return found
+
+    def depends_on_request(self, place: Place) -> bool:
+        """Whether anything a client sends reaches the tensor at this place."""
+        origins = self.origins(place.tensor)
+        if place.tensor.scope == MAIN:
+            return bool(origins)
+        for name in origins:
+            above = self.graph.caller_input(Place(Tensor(place.tensor.scope, name, "", 0), place.calls))
+            if above is None or self.depends_on_request(above):
+                return True
+        return False
+
+    def _back(self, scope: Scope, node: NodeDef, tensor: Tensor) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+        """The inputs that one output of a node depends on, each with the way through the called function."""
+        inputs = scope.inputs(node)
+        index = self.graph.output_index(tensor, node)
+        if node.op == "IdentityN":
+            if index < len(inputs):
+                yield inputs[index], ()
+            return
+        if node.op in WHILE_OPS:
+            for position in self._while_positions(node, index):
+                if position < len(inputs):
+                    yield inputs[position], ()
+            return
+        callees = self.graph.callees(scope, node)
+        if not callees:
+            for following in inputs:
+                yield following, ()
+            return
+        for function, offset in callees:
+            if offset:
+                yield inputs[0], ()  # the predicate decides which branch answers
+            args = self.graph.scope(function).args
+            for name, way in self.summary(function, index).items():
+                position = args[name] + offset
+                if position < len(inputs):
+                    yield inputs[position], way
+
+    def summary(self, function: str, index: int) -> dict[str, tuple[Tensor, ...]]:
+        """Arguments on which a function's output number ``index`` depends, each with one way through the body."""
+        key = (function, index)
+        if key in self._in_progress:  # recursion: assume that everything matters
+            return dict.fromkeys(self.graph.scope(function).args, ())
+        if key not in self._summaries:
+            self._in_progress.add(key)
+            try:
+                self._summaries[key] = {
+                    name: way
+                    for name, way in self.origins(self.graph.returned(function, index)).items()
+                    if name in self.graph.scope(function).args
+                }
+            finally:
+                self._in_progress.discard(key)
+        return self._summaries[key]
+
+    def _while_positions(self, node: NodeDef, index: int) -> set[int]:
+        """Loop variables whose first value can reach output ``index`` of a While node."""
+        body, cond = node.attr["body"].func.name, node.attr["cond"].func.name
+        args = self.graph.scope(body).args
+        cond_args = self.graph.scope(cond).args
+        reached = {index} | {cond_args[name] for name in self.summary(cond, 0)}
+        while True:
+            more = {args[name] for position in reached for name in self.summary(body, position)}
+            if more <= reached:
+                return reached
+            reached |= more
