@@ -97,8 +97,8 @@ def unfiltered_graphs(bundle: Bundle, manifest: Manifest | None) -> list[Graph]:
     """The graphs with any filter of ours taken out again. Edits the bundle in place."""
     if manifest is not None:
         for done in manifest.splices:
-            unsplice(bundle.graphs[done.meta_graph], done)
-    return bundle.graphs
+            unsplice(bundle.graphs()[done.meta_graph], done)
+    return bundle.graphs()
 
 
 def _signature(signature: SignatureDef) -> dict[str, Any]:

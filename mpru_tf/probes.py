@@ -7,8 +7,7 @@ model with such an input is then loaded, but not asked.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +22,10 @@ _LENGTHS = (32, 224, 8, 1, 128)
 
 
 def requests(signature: SignatureDef, seed: int = 0) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Yield requests for a signature: first what it says, then, for open axes, the same with other lengths.
+    """Yield requests for a signature, the likeliest to be answered first.
+
+    Floats are standard normal at first, then 0 or 1 and then 0 (for models that look ids up); integers are 0 or 1,
+    then 0. Axes that the signature leaves open have several lengths in turn.
 
     Args:
         signature: its inputs give dtypes and shapes; an open first axis is the batch, of :data:`ROWS` examples.
@@ -34,27 +36,38 @@ def requests(signature: SignatureDef, seed: int = 0) -> Iterator[dict[str, npt.N
     """
     infos = dict(sorted(signature.inputs.items()))
     open_axes = any(dim.size < 0 for info in infos.values() for dim in info.tensor_shape.dim[1:])
-    for length in _LENGTHS if open_axes else _LENGTHS[:1]:
-        for high in (2, 1):  # ids below 2 suit most vocabularies, ids of 0 all
+    for draw in (_normal, _zero_or_one, _zeros):
+        for length in _LENGTHS if open_axes else _LENGTHS[:1]:
             random = np.random.default_rng(seed)
-            yield {key: _values(info, length, high, random) for key, info in infos.items()}
-            if not any(np.issubdtype(_numpy_dtype(info), np.integer) for info in infos.values()):
-                break
+            yield {key: _values(info, length, draw, random) for key, info in infos.items()}
 
 
-def _values(info: TensorInfo, length: int, high: int, random: np.random.Generator) -> npt.NDArray[Any]:
-    sizes = [dim.size for dim in info.tensor_shape.dim]
-    if info.tensor_shape.unknown_rank:
-        sizes = [-1]
+def _normal(shape: tuple[int, ...], random: np.random.Generator) -> npt.NDArray[Any]:
+    return random.standard_normal(shape)
+
+
+def _zero_or_one(shape: tuple[int, ...], random: np.random.Generator) -> npt.NDArray[Any]:
+    return random.integers(0, 2, shape)
+
+
+def _zeros(shape: tuple[int, ...], random: np.random.Generator) -> npt.NDArray[Any]:
+    return np.zeros(shape)
+
+
+def _values(
+    info: TensorInfo,
+    length: int,
+    draw: Callable[[tuple[int, ...], np.random.Generator], npt.NDArray[Any]],
+    random: np.random.Generator,
+) -> npt.NDArray[Any]:
+    sizes = [-1] if info.tensor_shape.unknown_rank else [dim.size for dim in info.tensor_shape.dim]
     shape = tuple(size if size >= 0 else (ROWS if axis == 0 else length) for axis, size in enumerate(sizes))
     dtype = _numpy_dtype(info)
     if dtype == np.object_:
         return np.full(shape, b"", dtype)
-    if dtype == np.bool_:
-        return random.integers(0, 2, shape).astype(np.bool_)
-    if np.issubdtype(dtype, np.integer):
-        return random.integers(0, high, shape).astype(dtype)
-    return random.standard_normal(shape).astype(dtype)
+    if not np.issubdtype(dtype, np.floating):
+        draw = _zero_or_one if draw is _normal else draw
+    return draw(shape, random).astype(dtype)
 
 
 def _numpy_dtype(info: TensorInfo) -> Any:
@@ -62,8 +75,3 @@ def _numpy_dtype(info: TensorInfo) -> Any:
 
     dtype = tf.dtypes.as_dtype(info.dtype)
     return np.dtype(np.object_) if dtype == tf.string else np.dtype(dtype.as_numpy_dtype)
-
-
-def take(requests_to_try: Iterator[dict[str, npt.NDArray[Any]]], limit: int = 10) -> list[dict[str, npt.NDArray[Any]]]:
-    """The first few requests, as a list."""
-    return list(itertools.islice(requests_to_try, limit))

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-try:
-    from mpru_tf.class_means import ClassMeans
-except ImportError:
-    ClassMeans = tuple
+from mpru_tf.class_means import ClassMeans
 from mpru_tf.errors import ManifestError, PublishError, UnsupportedModelError, explain
 from mpru_tf.filters import DEFAULT_METHOD, DEFAULT_TEMPERATURE, make_filter
 from mpru_tf.inspection import unfiltered_graphs
@@ -25,12 +22,13 @@ from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.leaks import LeakGate, refuse, score_family
 from mpru_tf.saved_model.prune import drop_output, prune
 from mpru_tf.saved_model.sites import survey
-from mpru_tf.saved_model.splice import PREFIX, has_filter, splice, unused_prefixes
+from mpru_tf.saved_model.splice import splice, unused_prefixes
 from mpru_tf.versions import VersionDirectory, find_version, link_tree, list_versions, publish, staged
 
 if TYPE_CHECKING:
     from mpru_tf.filters import FilterSpec
     from mpru_tf.saved_model.bundle import Bundle
+    from mpru_tf.saved_model.graph import Graph
     from mpru_tf.saved_model.sites import ScoreSite
     from mpru_tf.saved_model.splice import Splice
 
@@ -167,20 +165,19 @@ def forget(
     names = _labels(labels, found)
     unfiltered_graphs(bundle, earlier)
     dropped = _drop(bundle, drop_outputs)
-    site = survey(bundle.graphs, outputs).the_site()
+    graphs = bundle.graphs()
+    site = survey(graphs, outputs).the_site()
     wanted = parse_classes([classes] if isinstance(classes, str | int) else classes, names, site.classes)
     before = earlier.forgotten if earlier is not None else ()
     if earlier is not None and set(wanted) <= set(before) and not dropped and method in (None, earlier.method):
         return _nothing_new(found, earlier, site, time.perf_counter() - started)
     method = method or (earlier.method if earlier is not None else DEFAULT_METHOD)
     means = class_means if class_means is None or isinstance(class_means, ClassMeans) else ClassMeans.load(class_means)
-    spec = make_filter(
-        site.classes, sorted({*wanted, *before}), method, class_means=means, temperature=temperature
-    )
+    spec = make_filter(site.classes, sorted({*wanted, *before}), method, class_means=means, temperature=temperature)
     preconditions = _preconditions(means, spec, force)
     allowed = (*allow_outputs, *(earlier.allowed_outputs if earlier is not None else ()))
     _check_outputs_exist(bundle, allow_outputs, "--allow-output")
-    splices, endpoints = _edit(bundle, site, spec, allowed)
+    splices, endpoints = _edit(bundle, graphs, site, spec, allowed)
     plan = _Plan(
         site,
         spec,
@@ -229,11 +226,11 @@ def _earlier(bundle: Bundle, found: VersionDirectory) -> Manifest | None:
     """The manifest of an already filtered version, held against its files."""
     manifest = read_manifest(found.path)
     if manifest is None:
-        if any(has_filter(graph) for graph in bundle.graphs):
+        if bundle.names_filter:
             raise ManifestError(
                 explain(
-                    f"This version carries a filter (nodes named {PREFIX}), but its manifest is gone, so what it forgets "
-                    "is not known.",
+                    f"This version carries a filter (nodes named {bundles.FILTER_PREFIX}), but its manifest is gone: "
+                    "what it forgets is not known.",
                     received=str(found.path),
                     valid=f"a version with its {MANIFEST}",
                     hint="Start from the version that this one was made from, and name all classes.",
@@ -272,7 +269,7 @@ def _check_outputs_exist(bundle: Bundle, named: Sequence[str], option: str) -> N
     valid = sorted(
         {
             f"{name}:{key}"
-            for graph in bundle.graphs
+            for graph in bundle.graphs()
             for name, signature in graph.meta_graph.signature_def.items()
             for key in signature.outputs
             if not name.startswith("__saved_model")
@@ -292,28 +289,25 @@ def _drop(bundle: Bundle, drop_outputs: Sequence[str]) -> tuple[str, ...]:
             for name, signature in bundle.proto.meta_graphs[index].signature_def.items():
                 key = output.removeprefix(f"{name}:")
                 if key != output and key in signature.outputs:
-                    drop_output(bundle.graphs[index], name, key)
+                    drop_output(bundle.graphs()[index], name, key)
                     break
     return tuple(dict.fromkeys(drop_outputs))
 
 
 def _edit(
-    bundle: Bundle, site: ScoreSite, spec: FilterSpec, allowed: Sequence[str]
+    bundle: Bundle, graphs: list[Graph], site: ScoreSite, spec: FilterSpec, allowed: Sequence[str]
 ) -> tuple[tuple[Splice, ...], tuple[str, ...]]:
     """Splice the filter in at every copy of the site, pass the leak gate, prune. Edits the bundle in place.
 
     Raises:
         LeakError: at least one output is reached past the filter.
     """
-    families = [score_family(graph, site.points) for graph in bundle.graphs]
-    prefixes = unused_prefixes(bundle.graphs)
+    families = [score_family(graph, site.points) for graph in graphs]
     splices = tuple(
-        splice(bundle.graphs[point.meta_graph], point, spec, prefix)
-        for point, prefix in zip(site.points, prefixes, strict=False)
+        splice(graphs[point.meta_graph], point, spec, prefix)
+        for point, prefix in zip(site.points, unused_prefixes(bundle), strict=False)
     )
-    gates = [
-        LeakGate(graph, splices, family, allowed) for graph, family in zip(bundle.graphs, families, strict=True)
-    ]
+    gates = [LeakGate(graph, splices, family, allowed) for graph, family in zip(graphs, families, strict=True)]
     leaks = [leak for gate in gates for leak in gate.signature_leaks()]
     if leaks:
         raise refuse(leaks)

@@ -16,7 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mpru_tf import probes
-from mpru_tf.errors import CorruptModelError, ManifestError, MPRUError, UnsupportedModelError, VerificationError, explain
+from mpru_tf.errors import (
+    CorruptModelError,
+    ManifestError,
+    MPRUError,
+    UnsupportedModelError,
+    VerificationError,
+    explain,
+)
 from mpru_tf.manifest import Manifest, read_manifest
 from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.leaks import LeakGate, refuse, score_family
@@ -118,14 +125,14 @@ def _digests(directory: Path, manifest: Manifest) -> Check:
 def _gate(bundle: Bundle, manifest: Manifest) -> Check:
     """Walk the graph on disk, whatever the manifest says about it."""
     original = copy.deepcopy(bundle.proto)
-    raw = bundles.Bundle(bundle.directory, original, bundle.sha256)
+    raw = bundles.Bundle(bundle.directory, original, bundle.sha256, True)
     try:
         for done in manifest.splices:
-            unsplice(raw.graphs[done.meta_graph], done)
+            unsplice(raw.graphs()[done.meta_graph], done)
         points = [_point(raw, done) for done in manifest.splices]
         leaks = [
             leak
-            for graph, before in zip(bundle.graphs, raw.graphs, strict=True)
+            for graph, before in zip(bundle.graphs(), raw.graphs(), strict=True)
             for leak in LeakGate(
                 graph, manifest.splices, score_family(before, points), manifest.allowed_outputs
             ).signature_leaks()
@@ -138,9 +145,9 @@ def _gate(bundle: Bundle, manifest: Manifest) -> Check:
 
 
 def _point(raw: Bundle, done: Any) -> SitePoint:
-    tensor = raw.graphs[done.meta_graph].scope(done.function).tensor(done.raw)
+    tensor = raw.graphs()[done.meta_graph].scope(done.function).tensor(done.raw)
     assert tensor is not None
-    return SitePoint(done.meta_graph, tensor, done.kind, done.classes)
+    return SitePoint(done.meta_graph, tensor, done.kind, done.classes, raw.graphs()[done.meta_graph].dtype(tensor) or 0)
 
 
 def _every_byte(directory: Path) -> Check:
@@ -162,8 +169,8 @@ def _every_byte(directory: Path) -> Check:
 def _asked(directory: Path, manifest: Manifest) -> list[Check]:
     bundle = bundles.read(directory)
     for done in manifest.splices:
-        unsplice(bundle.graphs[done.meta_graph], done)
-    found = survey(bundle.graphs)
+        unsplice(bundle.graphs()[done.meta_graph], done)
+    found = survey(bundle.graphs())
     sites = [site for site in found.sites if site.classes == manifest.classes]
     if not sites:
         return [Check("answers", None, "the class scores were not found again, so no answer can be judged")]
@@ -292,7 +299,7 @@ def _first_answer(
     import tensorflow as tf
 
     reason = "no request could be made up"
-    for request in probes.take(probes.requests(loaded.signatures[name])):
+    for request in probes.requests(loaded.signatures[name]):
         try:
             return request, loaded.run(name, request, keys)
         except (tf.errors.OpError, MPRUError, ValueError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ from mpru_tf.errors import CorruptModelError, ModelNotFoundError, UnsupportedMod
 from mpru_tf.saved_model.graph import Graph
 
 if TYPE_CHECKING:
-    from tensorflow.core.framework.node_def_pb2 import NodeDef
     from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
@@ -21,6 +19,9 @@ SAVED_MODEL_PB = "saved_model.pb"
 VARIABLES_INDEX = "variables/variables.index"
 FINGERPRINT_PB = "fingerprint.pb"
 KERAS_METADATA_PB = "keras_metadata.pb"
+
+FILTER_PREFIX = "mpru_filter"
+"""Every node of a filter of ours lies below a name that begins like this."""
 
 _LARGEST_PROTO = 2**31 - 1  # protocol buffers cannot be larger, so neither can an honest saved_model.pb
 _VARIABLE_OPS = frozenset({"VarHandleOp", "VariableV2", "Variable", "AutoReloadVariable"})
@@ -35,15 +36,16 @@ class Bundle:
         directory: the version directory.
         proto: the SavedModel message; edited in place by a splice.
         sha256: hex digest of saved_model.pb as it was read.
+        names_filter: whether anything in it is called like the nodes of a filter of ours.
     """
 
     directory: Path
     proto: SavedModel
     sha256: str
+    names_filter: bool
 
-    @property
     def graphs(self) -> list[Graph]:
-        """One :class:`Graph` per MetaGraphDef, seeing the proto as it is now."""
+        """One :class:`Graph` per MetaGraphDef, seeing the proto as it is now; stale after an edit."""
         return [Graph(meta_graph, index) for index, meta_graph in enumerate(self.proto.meta_graphs)]
 
     @property
@@ -88,7 +90,7 @@ def read(directory: Path) -> Bundle:
                 hint="Copy the version directory again, or export the model again.",
             )
         ) from error
-    bundle = Bundle(directory, proto, hashlib.sha256(data).hexdigest())
+    bundle = Bundle(directory, proto, hashlib.sha256(data).hexdigest(), FILTER_PREFIX.encode() in data)
     _check_meta_graphs(bundle)
     _check_variables(bundle)
     return bundle
@@ -165,10 +167,3 @@ def _check_variables(bundle: Bundle) -> None:
                 hint="Copy the whole version directory, or export the model again.",
             )
         )
-
-
-def all_nodes(meta_graph: MetaGraphDef) -> Iterator[NodeDef]:
-    """Every NodeDef of a MetaGraph, of the main graph first and then of each function."""
-    yield from meta_graph.graph_def.node
-    for function in meta_graph.graph_def.library.function:
-        yield from function.node_def

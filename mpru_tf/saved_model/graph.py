@@ -8,7 +8,7 @@ reached. Nothing is executed and no op needs to be registered, so models with cu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +18,7 @@ from mpru_tf.errors import CorruptModelError, explain
 if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef
     from tensorflow.core.framework.node_def_pb2 import NodeDef
+    from tensorflow.core.framework.op_def_pb2 import OpDef
     from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
 MAIN = ""
@@ -48,6 +49,9 @@ CALL_OPS = frozenset({"PartitionedCall", "StatefulPartitionedCall", "TPUPartitio
 IF_OPS = frozenset({"If", "StatelessIf"})
 CASE_OPS = frozenset({"Case", "StatelessCase"})
 WHILE_OPS = frozenset({"While", "StatelessWhile"})
+
+_MAX_CALL_DEPTH = 64
+_DT_RESOURCE = 20  # types.proto; importing it would import TensorFlow
 
 
 class Tensor(NamedTuple):
@@ -88,6 +92,8 @@ class Scope:
     outputs: list[str] = field(default_factory=list)
     function: FunctionDef | None = None
 
+    _inputs: dict[str, list[Tensor]] = field(default_factory=dict)
+
     @cached_property
     def nodes(self) -> dict[str, NodeDef]:
         return {node.name: node for node in self.node_defs}
@@ -112,8 +118,21 @@ class Scope:
 
     def inputs(self, node: NodeDef) -> list[Tensor]:
         """The data inputs of a node, in order."""
-        tensors = (self.tensor(ref) for ref in node.input)
-        return [tensor for tensor in tensors if tensor is not None]
+        name = node.name
+        if name not in self._inputs:
+            self._inputs[name] = [tensor for ref in node.input if (tensor := self.tensor(ref)) is not None]
+        return self._inputs[name]
+
+    def forget_inputs(self) -> None:
+        """Parse input references anew from now on."""
+        self._inputs.clear()
+
+    @cached_property
+    def request_args(self) -> frozenset[str]:
+        """Arguments that can carry what a client sent: all but handles of variables and tables."""
+        if self.function is None:
+            return frozenset()
+        return frozenset(arg.name for arg in self.function.signature.input_arg if arg.type != _DT_RESOURCE)
 
 
 class Graph:
@@ -124,6 +143,7 @@ class Graph:
         self.index = index
         self._functions = {function.signature.name: function for function in meta_graph.graph_def.library.function}
         self._scopes: dict[str, Scope] = {}
+        self._takes_functions: dict[str, bool] = {}
 
     # ---------------------------------------------------------------------------------------------- names to things
     @property
@@ -275,16 +295,85 @@ class Graph:
             return []
         return [Place(tensor, place.calls) for tensor in self.scope(place.tensor.scope).inputs(node)]
 
+    @cached_property
+    def requests(self) -> Dataflow:
+        """What depends on a request in this graph as it stands."""
+        return Dataflow(self)
+
+    def edited(self, scope: Scope, added: Sequence[NodeDef] = ()) -> None:
+        """Note that inputs in a scope were rewired and nodes were appended to it."""
+        scope.nodes.update((node.name, node) for node in added)
+        scope.forget_inputs()
+        if scope.function is not None:
+            scope.outputs = [scope.function.ret[output.name] for output in scope.function.signature.output_arg]
+        self.__dict__.pop("requests", None)
+
+    def dtype(self, tensor: Tensor) -> int | None:
+        """The DataType of a tensor, from the op that produces it; None where that is not known."""
+        node = self.node(tensor)
+        if node is None:
+            function = self.scope(tensor.scope).function
+            assert function is not None
+            return next((arg.type for arg in function.signature.input_arg if arg.name == tensor.node), None)
+        listed = self.meta_graph.meta_info_def.stripped_op_list.op
+        definition = next((op for op in listed if op.name == node.op), None) or op_def(node.op)
+        if definition is None:
+            return node.attr["T"].type if "T" in node.attr else None
+        outputs = [arg for arg in definition.output_arg if arg.name == tensor.arg] if tensor.arg else []
+        outputs = outputs or list(definition.output_arg)[tensor.port : tensor.port + 1]
+        if not outputs:
+            return None
+        output = outputs[0]
+        if output.type:
+            return int(output.type)
+        if output.type_attr in node.attr:
+            return int(node.attr[output.type_attr].type)
+        # Left out of the node because it has its default value.
+        return next((attr.default_value.type for attr in definition.attr if attr.name == output.type_attr), None)
+
+    def readers(self, tensor: Tensor) -> list[NodeDef]:
+        """Nodes of the same scope that read a tensor."""
+        scope = self.scope(tensor.scope)
+        return [node for node in scope.node_defs if tensor in scope.inputs(node)]
+
+    def is_shown(self, tensor: Tensor) -> bool:
+        """Whether a tensor leaves its scope as it is: returned by its function, or named by a SignatureDef."""
+        scope = self.scope(tensor.scope)
+        if scope.function is not None:
+            return any(scope.tensor(ref) == tensor for ref in scope.outputs)
+        signatures = self.meta_graph.signature_def.values()
+        names = (info.name for signature in signatures for info in signature.outputs.values())
+        return any(scope.tensor(name) == tensor for name in names if name)
+
     def function_references(self, node: NodeDef) -> Iterator[str]:
         """Names of every function that a node mentions, as its op or in its attributes."""
-        if node.op in self._functions:
-            yield node.op
+        op = node.op
+        if op in self._functions:
+            yield op
+        if op not in self._takes_functions:
+            self._takes_functions[op] = _takes_functions(op)
+        if not self._takes_functions[op]:
+            return
         for value in node.attr.values():
             kind = value.WhichOneof("value")
             if kind == "func":
                 yield value.func.name
             elif kind == "list":
                 yield from (function.name for function in value.list.func)
+
+
+def op_def(op: str) -> OpDef | None:
+    """The definition of a registered op, or None for one whose library is not linked in."""
+    # There is no public registry of OpDefs (TensorFlow 2.19 to 2.21).
+    from tensorflow.python.framework import op_def_registry
+
+    return op_def_registry.get(op)
+
+
+def _takes_functions(op: str) -> bool:
+    """Whether an op has an attribute that names functions; True for ops that are not registered here."""
+    definition = op_def(op)
+    return definition is None or any(attr.type in ("func", "list(func)") for attr in definition.attr)
 
 
 class Dataflow:
@@ -300,6 +389,7 @@ class Dataflow:
         self.barrier = barrier
         self._summaries: dict[tuple[str, int], dict[str, tuple[Tensor, ...]]] = {}
         self._in_progress: set[tuple[str, int]] = set()
+        self._dependent: set[Tensor] = set()
 
     def origins(self, tensor: Tensor) -> dict[str, tuple[Tensor, ...]]:
         """Names of the placeholders or arguments that reach ``tensor`` in its own scope, each with one way there.
@@ -307,6 +397,7 @@ class Dataflow:
         The way runs from ``tensor`` back to the origin and passes through called functions node by node.
         """
         scope = self.graph.scope(tensor.scope)
+        carriers = scope.request_args
         found: dict[str, tuple[Tensor, ...]] = {}
         ways: dict[Tensor, tuple[Tensor, tuple[Tensor, ...]] | None] = {tensor: None}
         queue = [tensor]
@@ -328,13 +419,15 @@ class Dataflow:
             if self.barrier(current):
                 continue
             if current.node in scope.args:
-                found.setdefault(current.node, way_to(current))
+                if current.node in carriers:
+                    found.setdefault(current.node, way_to(current))
                 continue
             node = self.graph.node(current)
             assert node is not None
-            if node.op in SHAPE_OPS:
+            op = node.op
+            if op in SHAPE_OPS:
                 continue
-            if node.op in PLACEHOLDER_OPS:
+            if op in PLACEHOLDER_OPS:
                 found.setdefault(current.node, way_to(current))
             for following, inner in self._back(scope, node, current):
                 if following not in ways:
@@ -343,15 +436,59 @@ class Dataflow:
         return found
 
     def depends_on_request(self, place: Place) -> bool:
-        """Whether anything a client sends reaches the tensor at this place."""
-        origins = self.origins(place.tensor)
-        if place.tensor.scope == MAIN:
-            return bool(origins)
-        for name in origins:
-            above = self.graph.caller_input(Place(Tensor(place.tensor.scope, name, "", 0), place.calls))
-            if above is None or self.depends_on_request(above):
+        """Whether anything a client sends reaches the tensor at this place.
+
+        Unlike :meth:`origins` this walk enters called functions and stops at the first placeholder. Every tensor on its
+        way there is remembered, for all calls of its function: what moves in one of them is taken to move in all.
+        """
+        came_from: dict[Place, Place | None] = {place: None}
+        queue = [place]
+        while queue:
+            current = queue.pop()
+            if current.tensor in self._dependent or self._is_origin(current):
+                step: Place | None = current
+                while step is not None:
+                    self._dependent.add(step.tensor)
+                    step = came_from[step]
                 return True
+            for following in self._before(current):
+                if following not in came_from:
+                    came_from[following] = current
+                    queue.append(following)
         return False
+
+    def _is_origin(self, place: Place) -> bool:
+        """A placeholder, or an argument of a function that was entered from nowhere."""
+        if self.barrier(place.tensor):
+            return False
+        node = self.graph.node(place.tensor)
+        if node is None:
+            return not place.calls and place.tensor.node in self.graph.scope(place.tensor.scope).request_args
+        return node.op in PLACEHOLDER_OPS
+
+    def _before(self, place: Place) -> Iterator[Place]:
+        """What the tensor at a place is computed from, one step back, entering functions and leaving them again."""
+        tensor, calls = place
+        scope = self.graph.scope(tensor.scope)
+        if self.barrier(tensor):
+            return
+        if tensor.node in scope.args:
+            above = self.graph.caller_input(place) if tensor.node in scope.request_args else None
+            if above is not None:
+                yield above
+            return
+        node = self.graph.node(tensor)
+        assert node is not None
+        if node.op in SHAPE_OPS:
+            return
+        callees = self.graph.callees(scope, node)
+        if len(callees) == 1 and len(calls) < _MAX_CALL_DEPTH:
+            function, offset = callees[0]
+            inner = self.graph.returned(function, self.graph.output_index(tensor, node))
+            yield Place(inner, (*calls, Call(scope.name, node.name, offset)))
+            return
+        for step, _ in self._back(scope, node, tensor):
+            yield Place(step, calls)
 
     def _back(self, scope: Scope, node: NodeDef, tensor: Tensor) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
         """The inputs that one output of a node depends on, each with the way through the called function."""

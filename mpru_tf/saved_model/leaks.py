@@ -55,7 +55,7 @@ def score_family(graph: Graph, points: Iterable[SitePoint]) -> frozenset[Tensor]
 
     To be taken from the graph as it was before the splice.
     """
-    flow = Dataflow(graph)
+    flow = graph.requests
     family: set[Tensor] = set()
     queue = [Place(point.tensor) for point in points if point.meta_graph == graph.index]
     while queue:
@@ -66,7 +66,9 @@ def score_family(graph: Graph, points: Iterable[SitePoint]) -> frozenset[Tensor]
         node = graph.node(place.tensor)
         if node is not None and node.op in _FAMILY_OPS:
             steps = (graph.source(step) for step in graph.inputs_of(place))
-            queue.extend(step for step in steps if graph.node(step.tensor) is not None and flow.depends_on_request(step))
+            queue.extend(
+                step for step in steps if graph.node(step.tensor) is not None and flow.depends_on_request(step)
+            )
     return frozenset(
         tensor for tensor in family if (node := graph.node(tensor)) is None or node.op not in PLACEHOLDER_OPS
     )
@@ -176,9 +178,10 @@ def refuse(leaks: Sequence[Leak]) -> LeakError:
     hints = []
     if early:
         options = " ".join(f"--drop-output {output}" for output in early)
+        them = "it" if len(early) == 1 else "them"
         hints.append(
-            f"Remove {'it' if len(early) == 1 else 'them'} from the signature ({options}), or, if the owner of the data "
-            f"agrees, keep {'it' if len(early) == 1 else 'them'} ({options.replace('--drop', '--allow')})."
+            f"Remove {them} from the signature ({options}), or, if the owner of the data agrees, keep {them} "
+            f"({options.replace('--drop', '--allow')})."
         )
     if scored:
         options = " ".join(f"--drop-output {leak.output}" for leak in scored)

@@ -37,9 +37,12 @@ class Pruned:
 def prune(graph: Graph, gate: LeakGate) -> Pruned:
     """Drop unfiltered endpoints, Keras metadata and functions that nothing reaches any more. Edits in place."""
     meta_graph = graph.meta_graph
-    endpoints: tuple[str, ...] = ()
-    if meta_graph.HasField("object_graph_def"):
-        endpoints = _drop_endpoints(graph, gate)
+    if not meta_graph.HasField("object_graph_def"):  # TensorFlow 1: the SignatureDefs are the only doors
+        return Pruned((), 0)
+    doors = len(meta_graph.object_graph_def.concrete_functions)
+    endpoints = _drop_endpoints(graph, gate)
+    if len(meta_graph.object_graph_def.concrete_functions) == doors:
+        return Pruned(endpoints, 0)
     return Pruned(endpoints, _drop_unreachable_functions(graph))
 
 
@@ -48,9 +51,7 @@ def _drop_endpoints(graph: Graph, gate: LeakGate) -> tuple[str, ...]:
     objects = graph.meta_graph.object_graph_def
     captured = {name: len(function.bound_inputs) for name, function in objects.concrete_functions.items()}
     dirty_functions = {
-        name
-        for name, count in captured.items()
-        if name in graph.functions and not gate.function_is_clean(name, count)
+        name for name, count in captured.items() if name in graph.functions and not gate.function_is_clean(name, count)
     }
     checkpointing = {
         node_id

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpru_tf.errors import AmbiguousSiteError, UnsupportedModelError, explain
 from mpru_tf.saved_model import shapes
-from mpru_tf.saved_model.graph import Dataflow, Graph, Place, Tensor
+from mpru_tf.saved_model.graph import MAIN, Dataflow, Graph, Place, Tensor
 
 if TYPE_CHECKING:
     from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef, TensorInfo
@@ -99,6 +99,8 @@ _FOREST_OPS = frozenset(
     {"SimpleMLInferenceOp", "SimpleMLInferenceOpWithHandle", "SimpleMLInferenceLeafIndexOpWithHandle"}
 )
 _MAX_STEPS = 200
+_DT_HALF, _DT_BFLOAT16 = 19, 14  # types.proto; importing it would import TensorFlow
+_FLOATS = (1, 2, _DT_HALF, _DT_BFLOAT16)  # and DT_FLOAT, DT_DOUBLE
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,14 @@ class SitePoint:
         tensor: the raw class scores.
         kind: 'logits' or 'probabilities', what the tensor holds.
         classes: length n of its last axis.
+        dtype: its DataType, one of the four floating-point ones.
     """
 
     meta_graph: int
     tensor: Tensor
     kind: str
     classes: int
+    dtype: int
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,11 @@ class ScoreSite:
     def outputs(self) -> tuple[str, ...]:
         """The outputs that are computed from the site, as SIG:KEY, sorted."""
         return tuple(sorted(self.output_kinds))
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the scores are of a 16-bit dtype somewhere."""
+        return any(point.dtype in (_DT_HALF, _DT_BFLOAT16) for point in self.points)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
@@ -206,7 +215,11 @@ def survey(graphs: Sequence[Graph], outputs: Sequence[str] = ()) -> Survey:
     refusal = _binary(found, suited) or (None if suited else _unsuitable(found, chosen))
     if refusal is not None:
         return Survey((), refusal)
-    sites = tuple(_with_all_outputs(graphs, site, found) for site in _group(suited, kind, reason))
+    try:
+        groups = _group(suited, kind, reason)
+    except UnsupportedModelError as error:
+        return Survey((), error)
+    sites = tuple(_with_all_outputs(graphs, site, found) for site in groups)
     if outputs:
         named = tuple(site for site in sites if not set(outputs).isdisjoint(site.output_kinds))
         if not named:
@@ -236,7 +249,7 @@ def _candidate(graph: Graph, name: str, signature: SignatureDef, key: str, info:
     if not info.name:  # sparse and composite outputs have no single tensor
         return None
     start = Place(graph.signature_tensor(info.name))
-    flow = Dataflow(graph)
+    flow = graph.requests
     if name.startswith("__saved_model") or not flow.depends_on_request(start):
         return None
     declared = shapes.from_proto(info.tensor_shape)
@@ -366,9 +379,7 @@ def _known_shape(graph: Graph, place: Place, declared: shapes.Shape | None) -> s
 
 
 def _is_float(info: TensorInfo) -> bool:
-    from tensorflow.core.framework import types_pb2
-
-    return info.dtype in (types_pb2.DT_FLOAT, types_pb2.DT_HALF, types_pb2.DT_BFLOAT16, types_pb2.DT_DOUBLE)
+    return info.dtype in _FLOATS
 
 
 # ------------------------------------------------------------------------------------------- from candidates to sites
@@ -391,7 +402,11 @@ def _group(chosen: list[tuple[Graph, Candidate]], kind: str, reason: str) -> tup
     for graph, candidate in chosen:
         width = candidate.shape[-1] if candidate.shape else None
         assert width is not None  # _is_class_vector has seen to it
-        point = SitePoint(graph.index, candidate.place.tensor, kind, width)
+        tensor = _widened(graph, candidate.place.tensor)
+        dtype = graph.dtype(tensor)
+        if dtype not in _FLOATS:
+            raise _no_floats(candidate, tensor, dtype)
+        point = SitePoint(graph.index, tensor, kind, width, dtype)
         used_by.setdefault(point, set()).add((graph.index, candidate.signature))
     groups: list[list[SitePoint]] = []
     for point in used_by:
@@ -402,6 +417,34 @@ def _group(chosen: list[tuple[Graph, Candidate]], kind: str, reason: str) -> tup
         else:
             groups.append([point])
     return tuple(ScoreSite(kind, group[0].classes, tuple(group), {}, reason) for group in groups)
+
+
+def _widened(graph: Graph, tensor: Tensor) -> Tensor:
+    """The same numbers in a wider dtype, where everything that reads a float16 tensor reads it through one Cast.
+
+    Filtered there, the class scores lose no precision to being rounded to 16 bits once more.
+    """
+    if graph.dtype(tensor) not in (_DT_HALF, _DT_BFLOAT16) or graph.is_shown(tensor):
+        return tensor
+    readers = graph.readers(tensor)
+    if len(readers) != 1 or readers[0].op != "Cast":
+        return tensor
+    arg = "" if tensor.scope == MAIN else "y"
+    wide = Tensor(tensor.scope, readers[0].name, arg, 0)
+    return wide if graph.dtype(wide) in _FLOATS else tensor
+
+
+def _no_floats(candidate: Candidate, tensor: Tensor, dtype: int | None) -> UnsupportedModelError:
+    from tensorflow.core.framework import types_pb2
+
+    return UnsupportedModelError(
+        explain(
+            f"The class scores behind {candidate.output} are not floating-point numbers.",
+            received=f"{tensor} of "
+            + (types_pb2.DataType.Name(dtype) if dtype is not None else "a dtype that the graph does not tell"),
+            valid="float32, float64, float16 or bfloat16",
+        )
+    )
 
 
 def _with_all_outputs(graphs: Sequence[Graph], site: ScoreSite, found: list[tuple[Graph, Candidate]]) -> ScoreSite:

@@ -7,13 +7,13 @@ SignatureDefs. Callers of an edited function need no edit: they see only what it
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from mpru_tf.errors import UnsupportedModelError, explain
-from mpru_tf.saved_model.bundle import all_nodes
-from mpru_tf.saved_model.graph import MAIN, Graph, Scope, Tensor
+from mpru_tf.saved_model.bundle import FILTER_PREFIX
+from mpru_tf.saved_model.graph import MAIN, Graph, Scope, Tensor, op_def
 from mpru_tf.saved_model.sites import LOGITS, SitePoint
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tensorflow.core.framework.op_def_pb2 import OpDef
 
     from mpru_tf.filters import FilterSpec
+    from mpru_tf.saved_model.bundle import Bundle
 
 PREFIX = "mpru_filter"
 """Every node of a filter lies below a name that begins like this."""
@@ -56,23 +57,21 @@ class Splice:
 def splice(graph: Graph, point: SitePoint, spec: FilterSpec, prefix: str) -> Splice:
     """Add the filter behind one tensor and make every reader of the tensor read the filter instead.
 
-    Edits the MetaGraphDef in place; ``graph`` is stale afterwards.
+    Edits the MetaGraphDef in place; ``graph`` stays true to it.
 
     Args:
         graph: the MetaGraph that holds the tensor.
         point: which tensor, and whether it holds logits or probabilities.
         spec: the filter.
         prefix: name for the filter's nodes; must be unused in the main graph and in all functions.
-
-    Raises:
-        UnsupportedModelError: the tensor is not of a floating-point dtype.
     """
     scope = graph.scope(point.tensor.scope)
-    dtype = _dtype(graph, point.tensor)
-    nodes, output = _filter_nodes(spec, point.kind == LOGITS, dtype, prefix, scope.ref(point.tensor), scope.name)
+    nodes, output = _filter_nodes(spec, point.kind == LOGITS, point.dtype, prefix, scope.ref(point.tensor), scope.name)
     filtered = output if scope.name == MAIN else f"{output}:output:0"
     _rewire(graph, scope, point.tensor, filtered)
+    present = len(scope.node_defs)
     scope.node_defs.extend(nodes)
+    graph.edited(scope, scope.node_defs[present:])
     _register_ops(graph, nodes)
     return Splice(graph.index, scope.name, scope.ref(point.tensor), filtered, prefix, point.kind, point.classes)
 
@@ -88,25 +87,17 @@ def unsplice(graph: Graph, done: Splice) -> None:
             del scope.node_defs[position]
 
 
-def unused_prefixes(graphs: list[Graph]) -> Iterator[str]:
-    """Yield prefixes that no node of the SavedModel uses yet, in the main graphs or in any function."""
-    taken = {
-        node.name.partition("/")[0]
-        for graph in graphs
-        for node in all_nodes(graph.meta_graph)
-        if node.name.startswith(PREFIX)
-    }
-    number = 0
-    while True:
-        prefix = PREFIX if number == 0 else f"{PREFIX}_{number}"
+def unused_prefixes(bundle: Bundle) -> Iterator[str]:
+    """Yield names that nothing in the SavedModel is called by or below yet, in any main graph or function."""
+    taken: set[str] = set()
+    if bundle.names_filter:
+        for meta_graph in bundle.proto.meta_graphs:
+            bodies = (meta_graph.graph_def.node, *(body.node_def for body in meta_graph.graph_def.library.function))
+            taken |= {node.name.partition("/")[0] for body in bodies for node in body}
+    for number in itertools.count():
+        prefix = f"{FILTER_PREFIX}_{number}" if number else FILTER_PREFIX
         if prefix not in taken:
             yield prefix
-        number += 1
-
-
-def has_filter(graph: Graph) -> bool:
-    """Whether a filter of ours lies anywhere in this MetaGraph."""
-    return any(node.name.startswith(PREFIX) for node in all_nodes(graph.meta_graph))
 
 
 # ------------------------------------------------------------------------------------------------ the filter's nodes
@@ -145,19 +136,19 @@ def _renamed_input(ref: str, prefix: str, raw: str, scope: str, traced: Any) -> 
         return f"{prefix}/{ref}"
     # A function body names an output by its argument in the OpDef. All ops of the filter have plain outputs, one
     # tensor per argument, so that the flat position in the traced graph is the position of the argument.
-    output_args = _op_def(traced.get_operation_by_name(name).type).output_arg
+    output_args = _definition(traced.get_operation_by_name(name).type).output_arg
     return f"{prefix}/{name}:{output_args[int(port or 0)].name}:0"
 
 
-def _op_def(op: str) -> OpDef:
-    from tensorflow.python.framework import op_def_registry
-
-    return op_def_registry.get(op)
+def _definition(op: str) -> OpDef:
+    found = op_def(op)
+    assert found is not None  # the op was traced in this process
+    return found
 
 
 def _strip_attributes(node: NodeDef) -> None:
     """Remove what an older server might not know: default-valued and private attributes."""
-    defaults = {attr.name: attr.default_value for attr in _op_def(node.op).attr if attr.HasField("default_value")}
+    defaults = {attr.name: attr.default_value for attr in _definition(node.op).attr if attr.HasField("default_value")}
     for name in list(node.attr):
         if name.startswith("_") or (name in defaults and node.attr[name] == defaults[name]):
             del node.attr[name]
@@ -168,57 +159,7 @@ def _register_ops(graph: Graph, nodes: list[NodeDef]) -> None:
     listed = graph.meta_graph.meta_info_def.stripped_op_list
     known = {op.name for op in listed.op}
     for name in sorted({node.op for node in nodes} - known):
-        op = listed.op.add()
-        op.CopyFrom(_op_def(name))
-        for field in ("summary", "description"):
-            op.ClearField(field)
-        for described in (*op.input_arg, *op.output_arg, *op.attr):
-            described.ClearField("description")
-
-
-def _dtype(graph: Graph, tensor: Tensor) -> int:
-    """The DataType of a tensor, from the op that produces it.
-
-    Raises:
-        UnsupportedModelError: it is unknown, or not one that the filter computes with.
-    """
-    from tensorflow.core.framework import types_pb2
-
-    dtype = _declared_dtype(graph, tensor)
-    computable = (types_pb2.DT_FLOAT, types_pb2.DT_HALF, types_pb2.DT_BFLOAT16, types_pb2.DT_DOUBLE)
-    if dtype not in computable:
-        shown = types_pb2.DataType.Name(dtype) if dtype is not None else "a dtype that the graph does not tell"
-        raise UnsupportedModelError(
-            explain(
-                f"The class scores at {tensor} are not floating-point numbers.",
-                received=shown,
-                valid="float32, float64, float16 or bfloat16",
-            )
-        )
-    return int(dtype)
-
-
-def _declared_dtype(graph: Graph, tensor: Tensor) -> int | None:
-    node = graph.node(tensor)
-    if node is None:
-        function = graph.scope(tensor.scope).function
-        assert function is not None
-        return next((int(arg.type) for arg in function.signature.input_arg if arg.name == tensor.node), None)
-    known = {op.name: op for op in graph.meta_graph.meta_info_def.stripped_op_list.op}
-    op_def = known.get(node.op) or _op_def(node.op)
-    if op_def is None:
-        return int(node.attr["T"].type) if "T" in node.attr else None
-    outputs = [arg for arg in op_def.output_arg if arg.name == tensor.arg] if tensor.arg else []
-    if not outputs and tensor.port < len(op_def.output_arg):
-        outputs = [op_def.output_arg[tensor.port]]
-    if not outputs:
-        return None
-    output = outputs[0]
-    if output.type:
-        return int(output.type)
-    if output.type_attr not in node.attr:  # left out because it has its default value
-        return next((int(attr.default_value.type) for attr in op_def.attr if attr.name == output.type_attr), None)
-    return int(node.attr[output.type_attr].type)
+        listed.op.add().CopyFrom(_definition(name))
 
 
 # ------------------------------------------------------------------------------------------------------- rewiring

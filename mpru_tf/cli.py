@@ -1,0 +1,630 @@
+"""The command line, ``mpru-tf``: a thin shell around the public Python API.
+
+Exit status: 0 done; 1 refused, with one paragraph on stderr that says why; 2 wrong usage; 130 interrupted. What was
+asked for goes to stdout, everything else to stderr. TensorFlow is imported by the commands that need it, not before.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+from typer.core import TyperGroup
+
+import mpru_tf
+from mpru_tf.console import hush_tensorflow, messages, output
+from mpru_tf.errors import MPRUError
+
+if TYPE_CHECKING:
+    from mpru_tf.class_means import ClassMeans
+    from mpru_tf.inspection import Inspection
+    from mpru_tf.reexport import ForgetResult
+    from mpru_tf.verification import Verification
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_INTERRUPTED = 130
+
+
+class Method(str, enum.Enum):
+    """The filter's methods, as mpru_tf.filters.METHODS names them."""
+
+    tempered = "tempered"
+    renormalize = "renormalize"
+    gram_schmidt = "gram_schmidt"
+    mean = "mean"
+
+
+class RefusingGroup(TyperGroup):
+    """Turns what the API refuses into one paragraph on stderr and exit status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MPRUError as error:
+            _refuse(str(error))
+        except BrokenPipeError:
+            raise  # whoever read our output has gone; click ends quietly
+        except OSError as error:
+            _refuse(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+        except KeyboardInterrupt:
+            messages().print("interrupted", style="yellow")
+            raise typer.Exit(_INTERRUPTED) from None
+
+
+def _refuse(reason: str) -> None:
+    # One line however long: what reads a log file must not have to join lines, and terminals wrap on their own.
+    messages().print(Text.assemble(("refused: ", "bold red"), " ".join(reason.split())), soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def _help(text: str | None, *examples: str) -> str:
+    """Lay out the help of a command: paragraphs as they are in a docstring, then examples, one per line."""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in (text or "").split("\n\n")]
+    commands = (f"  [cyan]$ {escape(example)}[/cyan]" for example in examples)
+    return "\n\n".join([*paragraphs, "\n".join(["[bold not dim]Examples[/bold not dim]", *commands])])
+
+
+app = typer.Typer(
+    name="mpru-tf",
+    cls=RefusingGroup,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help"]},
+    help=_help(
+        """Make a classifier that TensorFlow Serving serves forget classes, by writing its next version.
+
+        TensorFlow's own log stays off the terminal; TF_CPP_MIN_LOG_LEVEL=0 brings it back.""",
+        "mpru-tf quickstart",
+        "mpru-tf inspect models/resnet",
+        "mpru-tf forget models/resnet --classes cat",
+    ),
+)
+
+
+def _command(*examples: str) -> Callable[[Command], Command]:
+    """Register a function as a command, with examples in its help."""
+
+    def register(function: Command) -> Command:
+        return app.command(help=_help(function.__doc__, *examples))(function)
+
+    return register
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A version directory, or a base path: then its newest version.", show_default=False
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object in place of the tables.")]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Labels of the classes: one per line, or JSON. Default: assets.extra/labels.txt of the version.",
+        show_default=False,
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"mpru-tf {mpru_tf.__version__}")
+        raise typer.Exit
+
+
+# --------------------------------------------------------------------------------------------------------- reading
+@_command("mpru-tf inspect models/resnet", "mpru-tf inspect models/resnet/2 --json | jq '.score_sites[].outputs'")
+def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
+    """Show what a SavedModel answers, where its class scores are, and what was forgotten in it.
+
+    Nothing is executed and nothing is written. Exit status 1 if no class can be forgotten in the model.
+    """
+    with _working("reading the model"):
+        inspection = mpru_tf.inspect(model)
+    if as_json:
+        _print_json(inspection.to_dict())
+    else:
+        _show_inspection(inspection)
+    if inspection.refusal is not None:
+        _refuse(inspection.refusal)
+
+
+@_command(
+    "mpru-tf means models/resnet --data calibration.npz --out means.json",
+    "mpru-tf forget models/resnet --classes cat --method gram_schmidt --class-means means.json",
+)
+def means(
+    model: ModelArgument,
+    data: Annotated[
+        Path,
+        typer.Option(metavar="FILE.npz", help="Examples x and, if there are any, their classes y.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE.json", help="Where to write the means.", show_default=False)],
+    signature: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Signature to ask. Default: the serving signature.")
+    ] = None,
+    output_key: Annotated[
+        str | None, typer.Option("--output", metavar="KEY", help="Its output with the class scores.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Examples per step.")] = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Average the model's probabilities over the examples of each class: its class means.
+
+    The data is streamed, so it may be larger than memory. Without y, each example counts for the class that the model
+    says it is.
+    """
+    from mpru_tf.class_means import ClassMeans
+
+    found = ClassMeans.from_saved_model(
+        model, data, signature=signature, output=output_key, batch_size=batch_size, progress=True
+    )
+    found.save(out)
+    if as_json:
+        _print_json(_means_summary(found, out))
+    else:
+        _show_means(found, out)
+
+
+@_command("mpru-tf verify models/resnet/2", "mpru-tf verify models/resnet/2 --full --json")
+def verify(
+    version_dir: Annotated[
+        str, typer.Argument(metavar="VERSION_DIR", help="A version that forgets classes.", show_default=False)
+    ],
+    full: Annotated[bool, typer.Option("--full", help="Also read every byte of the weights.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a filtered version against its manifest, its graph and its answers.
+
+    Exit status 1 if a check fails.
+    """
+    with _working("verifying"):
+        verification = mpru_tf.verify(version_dir, full=full)
+    if as_json:
+        _print_json(verification.to_dict())
+    else:
+        _show_verification(verification)
+    if not verification.passed:
+        failed = [f"{check.name}: {check.detail}" for check in verification.checks if check.passed is False]
+        _refuse(f"{verification.path} does not do what its manifest says. {'; '.join(failed)}.")
+
+
+# --------------------------------------------------------------------------------------------------------- writing
+@_command(
+    "mpru-tf forget models/resnet --classes cat",
+    "mpru-tf forget models/resnet --classes 3,7 --dry-run",
+    "mpru-tf forget models/resnet --classes cat --method gram_schmidt --calibration calibration.npz",
+    "mpru-tf forget models/resnet/1 --classes 3 --into staging/resnet --drop-output serving_default:embedding",
+)
+def forget(
+    model: ModelArgument,
+    classes: Annotated[
+        list[str],
+        typer.Option(
+            metavar="CLASSES",
+            help="Classes to forget: indices or labels, separated by commas; may be repeated. "
+            "index:3 and label:3 tell the two apart.",
+            show_default=False,
+        ),
+    ],
+    labels: LabelsOption = None,
+    method: Annotated[
+        Method | None,
+        typer.Option(
+            metavar="METHOD",
+            help="tempered or renormalize, which need no data; gram_schmidt or mean, which need class means. "
+            "Default: that of the version's present filter, or tempered.",
+            show_default=False,
+        ),
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=1.0, metavar="T", help="Of the method tempered, at least 1.")] = 1.5,
+    class_means: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Class means that `mpru-tf means` wrote.",
+            rich_help_panel="Class means",
+            show_default=False,
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npz",
+            help="Examples x and classes y to take class means from now.",
+            rich_help_panel="Class means",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Go on although the class means do not meet the preconditions.",
+            rich_help_panel="Class means",
+        ),
+    ] = False,
+    output_names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--output",
+            metavar="SIG:KEY",
+            help="An output computed from the class scores that are meant, if the model has several.",
+            rich_help_panel="Outputs",
+            show_default=False,
+        ),
+    ] = None,
+    allow_output: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SIG:KEY",
+            help="Keep an output although it is computed before the class scores (an embedding); may be repeated.",
+            rich_help_panel="Outputs",
+            show_default=False,
+        ),
+    ] = None,
+    drop_output: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SIG:KEY",
+            help="Remove an output from its signature; may be repeated.",
+            rich_help_panel="Outputs",
+            show_default=False,
+        ),
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BASE",
+            help="Base path for the new version. Default: that of MODEL.",
+            rich_help_panel="Publishing",
+            show_default=False,
+        ),
+    ] = None,
+    copy: Annotated[
+        bool,
+        typer.Option(
+            "--copy",
+            help="Copy the weights in place of sharing their bytes with the source version.",
+            rich_help_panel="Publishing",
+        ),
+    ] = False,
+    skip_load_check: Annotated[
+        bool,
+        typer.Option(
+            "--skip-load-check",
+            help="Publish without having loaded and asked the new version.",
+            rich_help_panel="Publishing",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Do everything but write; say what would be written.", rich_help_panel="Publishing"
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the next version of a served model, in which no output answers the given classes.
+
+    An unlearning filter is baked into the graph where the class scores arise; signatures, weights and assets stay as
+    they are, and the version appears in the base path with one rename. TensorFlow Serving swaps to it by itself.
+    """
+    if class_means is not None and calibration is not None:
+        raise typer.BadParameter("give class means or calibration data, not both", param_hint="--calibration")
+    given: ClassMeans | Path | None = class_means
+    if calibration is not None:
+        from mpru_tf.class_means import ClassMeans
+
+        given = ClassMeans.from_saved_model(model, calibration, progress=True)
+    _load_tensorflow()
+    with _working("re-exporting"):
+        result = mpru_tf.forget(
+            model,
+            classes,
+            method=None if method is None else method.value,
+            class_means=given,
+            temperature=temperature,
+            labels=labels,
+            into=into,
+            outputs=output_names or (),
+            allow_outputs=allow_output or (),
+            drop_outputs=drop_output or (),
+            force=force,
+            copy=copy,
+            load_check=not skip_load_check,
+            dry_run=dry_run,
+        )
+    unfiltered = _unfiltered_versions(result)
+    if as_json:
+        _print_json({**result.to_dict(), "unfiltered_versions": unfiltered})
+    else:
+        _show_forgotten(result, unfiltered)
+
+
+# --------------------------------------------------------------------------------------------------------- serving
+def _port(value: int) -> int:
+    if not 0 <= value <= 65535:
+        raise typer.BadParameter(f"{value} is no port: 0 to 65535")
+    return value
+
+
+@_command(
+    "mpru-tf serve --port=8500 --rest_api_port=8501 --model_name=resnet --model_base_path=models/resnet",
+    "curl -d '{\"instances\": [[0.1, 0.2]]}' localhost:8501/v1/models/resnet:predict",
+)
+def serve(
+    model_base_path: Annotated[
+        Path, typer.Option("--model_base_path", metavar="BASE", help="Base path to serve.", show_default=False)
+    ],
+    model_name: Annotated[
+        str, typer.Option("--model_name", metavar="NAME", help="Name that clients ask for.")
+    ] = "default",
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", callback=_port, help="gRPC port; 0 takes any that is free.")
+    ] = 8500,
+    rest_api_port: Annotated[
+        int, typer.Option("--rest_api_port", metavar="PORT", callback=_port, help="REST port; 0 serves no REST.")
+    ] = 0,
+    file_system_poll_wait_seconds: Annotated[
+        float,
+        typer.Option(
+            "--file_system_poll_wait_seconds",
+            metavar="S",
+            help="Between looks for new versions; 0: one look, -1: none.",
+        ),
+    ] = 1.0,
+    host: Annotated[
+        str, typer.Option("--host", metavar="HOST", help="Address to bind; 0.0.0.0 is reachable from outside.")
+    ] = ("127.0.0.1"),
+) -> None:
+    """Serve a base path as TensorFlow Serving does, for development: same flags, same gRPC and REST interfaces.
+
+    It stands in for tensorflow_model_server where there is no Docker. In production, use the real one.
+    """
+    from mpru_tf.serving.server import ModelServer
+
+    handler = RichHandler(console=messages(), show_path=False, log_time_format="[%X]")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    server = ModelServer(
+        str(model_base_path),
+        model_name=model_name,
+        port=port,
+        rest_api_port=rest_api_port,
+        host=host,
+        file_system_poll_wait_seconds=file_system_poll_wait_seconds,
+    )
+    # SIGTERM is how init systems and `docker stop` ask for an orderly end; the server finishes what it is answering.
+    signal.signal(signal.SIGTERM, _terminate)
+    with server:
+        rest = f"  REST http://{host}:{server.rest_api_port}/v1/models/{model_name}" if rest_api_port else ""
+        typer.echo(f"serving {model_name} from {model_base_path}  gRPC {host}:{server.port}{rest}")
+        server.wait()
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+@_command("mpru-tf quickstart", "mpru-tf quickstart --forget 8 --out eight")
+def quickstart(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the model, the picture and the results.")] = (
+        Path("quickstart_output")
+    ),
+    forget_class: Annotated[str, typer.Option("--forget", metavar="DIGIT", help="The digit to forget.")] = "3",
+    epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Passes over the training data.")] = 16,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of weights, order and augmentation.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Train, serve, forget while clients ask, and show what happened: the whole thing in under three minutes.
+
+    A small ResNet learns the digits that ship with scikit-learn and is served over gRPC. While a plain client asks it
+    without a pause, one digit is forgotten into version 2. Exit status 1 if a request failed, or if the digit was seen
+    again.
+    """
+    from mpru_tf import quickstart as steps
+
+    results = steps.run(out, forget=forget_class, epochs=epochs, seed=seed)
+    if as_json:
+        _print_json(results.to_dict())
+    else:
+        steps.show(results, output())
+    if results.problems:
+        _refuse(" ".join(results.problems))
+
+
+# --------------------------------------------------------------------------------------------------------- showing
+@contextmanager
+def _working(what: str) -> Iterator[None]:
+    """Show that something is going on, where somebody is looking."""
+    with messages().status(f"{what} ..."):
+        yield
+
+
+def _load_tensorflow() -> None:
+    """Import TensorFlow now, so that it does not count as part of what is timed."""
+    with _working("loading TensorFlow"):
+        import_module("tensorflow")
+
+
+def _print_json(value: Mapping[str, Any]) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _grid() -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _named(indices: Sequence[int], labels: Sequence[str] | None) -> str:
+    if labels is None:
+        return ", ".join(map(str, indices))
+    return ", ".join(f"{index} ({label})" for index, label in zip(indices, labels, strict=True))
+
+
+def _show_inspection(inspection: Inspection) -> None:
+    from mpru_tf.labels import find_labels
+
+    console = output()
+    version = "no version number" if inspection.version is None else f"version {inspection.version}"
+    tree = Tree(Text.assemble((str(inspection.path), "bold"), f"  {version}"))
+    signatures = tree.add("signatures") if inspection.signatures else tree.add("no signatures")
+    for name, signature in inspection.signatures.items():
+        branch = signatures.add(Text.assemble((name, "cyan"), f"  {signature['method_name']}"))
+        for direction in ("inputs", "outputs"):
+            for key, tensor in signature[direction].items():
+                branch.add(Text.assemble(f"{direction[:-1]:<6} ", (key, "green"), f"  {_tensor(tensor)}"))
+    sites = tree.add("score sites") if inspection.score_sites else tree.add("no score sites")
+    for site in inspection.score_sites:
+        branch = sites.add(Text.assemble((site.kind, "cyan"), f" of {site.classes} classes"))
+        branch.add(Text(site.reason))
+        for name in site.outputs:
+            branch.add(Text.assemble("reaches ", (name, "green"), f"  {site.output_kinds[name]}"))
+    if inspection.forgotten:
+        labels = find_labels(inspection.path)
+        names = None if labels is None else [labels[index] for index in inspection.forgotten]
+        forgotten = f"forgotten: {_named(inspection.forgotten, names)}, method {inspection.method}"
+        tree.add(Text(forgotten, style="magenta"))
+    else:
+        tree.add("nothing forgotten")
+    console.print(tree, highlight=False)
+
+
+def _tensor(tensor: Mapping[str, Any]) -> str:
+    shape = tensor["shape"]
+    if shape is None:
+        return f"{tensor['dtype']} of unknown rank"
+    return f"{tensor['dtype']} [{', '.join('?' if size is None else str(size) for size in shape)}]"
+
+
+def _means_summary(found: ClassMeans, out: Path) -> dict[str, Any]:
+    return {
+        "path": str(out),
+        "classes": found.classes,
+        "labelled": found.labelled,
+        "rows": [
+            {"class": int(c), "examples": int(count), "self_probability": float(own), "variance": float(variance)}
+            for c, count, own, variance in zip(
+                found.rows, found.counts, found.self_probability, found.variances, strict=True
+            )
+        ],
+    }
+
+
+def _show_means(found: ClassMeans, out: Path) -> None:
+    table = Table("class", "examples", "self-probability", "variance", title=f"{out}", title_style="bold")
+    for column in table.columns:
+        column.justify = "right"
+    for row in _means_summary(found, out)["rows"]:
+        table.add_row(
+            str(row["class"]), str(row["examples"]), f"{row['self_probability']:.4f}", f"{row['variance']:.4f}"
+        )
+    console = output()
+    console.print(table)
+    if not found.labelled:
+        console.print("Without labels, each example counted for the class that the model says it is.", style="yellow")
+
+
+def _show_verification(verification: Verification) -> None:
+    words = {True: "[green]passed[/green]", False: "[bold red]failed[/bold red]", None: "[yellow]skipped[/yellow]"}
+    table = Table("check", "", "what was seen", title=str(verification.path), title_style="bold")
+    for check in verification.checks:
+        table.add_row(check.name, words[check.passed], escape(check.detail))
+    output().print(table)
+
+
+def _unfiltered_versions(result: ForgetResult) -> list[int]:
+    """Return the other versions in the base path that still answer a class forgotten here."""
+    from mpru_tf.errors import ManifestError
+    from mpru_tf.manifest import read_manifest
+    from mpru_tf.versions import list_versions
+
+    base, found = result.path.parent, []
+    for version in list_versions(base):
+        try:
+            manifest = read_manifest(base / str(version))
+        except ManifestError:
+            manifest = None
+        if version != result.version and not set(result.forgotten) <= set(manifest.forgotten if manifest else ()):
+            found.append(version)
+    return found
+
+
+def _show_forgotten(result: ForgetResult, unfiltered: Sequence[int]) -> None:
+    console = output()
+    if result.already_forgotten:
+        headline = f"version {result.version} forgets all of this already; nothing was written"
+    elif result.dry_run:
+        headline = f"dry run: version {result.version} would be written, and nothing was"
+    else:
+        headline = f"version {result.version} written"
+    console.print(headline, style="bold green", highlight=False)
+    table = _grid()
+    table.add_row("path", str(result.path))
+    table.add_row("made from", str(result.source))
+    table.add_row("forgotten", f"{_named(result.forgotten, result.labels)} of {result.classes} classes")
+    table.add_row("method", result.method)
+    table.add_row("filtered", ", ".join(result.outputs))
+    if result.dropped_outputs:
+        table.add_row("dropped", ", ".join(result.dropped_outputs))
+    if result.dropped_endpoints:
+        table.add_row("endpoints gone", ", ".join(result.dropped_endpoints))
+    table.add_row("leak gate", result.leak_gate)
+    table.add_row("load check", f"{result.load_check['status']}: {result.load_check['detail']}")
+    if result.files is not None:
+        table.add_row("files", result.files)
+    checked = f", and {result.seconds_load_check:.3f} for the load check" if result.seconds_load_check else ""
+    table.add_row("seconds", f"{result.seconds:.3f}{checked}")
+    console.print(table, highlight=False)
+    console.print(
+        "\nThis protects what the server answers. The weights in the file still hold the class: whoever holds the file "
+        "can take the filter off.",
+        style="dim",
+    )
+    if unfiltered:
+        versions = f"Version{'s' if len(unfiltered) > 1 else ''} {', '.join(map(str, unfiltered))}"
+        console.print(
+            f"{versions} in {result.path.parent} still answers a class that is forgotten here, to clients that ask "
+            f"by number, and to everybody should version {result.version} be removed.",
+            style="yellow",
+            highlight=False,
+        )
+
+
+def main() -> None:
+    """Run the command line as a program of its own."""
+    hush_tensorflow()
+    # A forked helper of TensorFlow's or gRPC's must not print its warnings between our lines either.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    try:
+        app(prog_name="mpru-tf")
+    except KeyboardInterrupt:  # before or after the command itself
+        sys.exit(_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()
