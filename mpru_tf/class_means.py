@@ -16,10 +16,7 @@ import bisect
 import json
 import os
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +24,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mpru_tf.errors import ClassMeansError, DataError, PreconditionError, UnsupportedModelError, explain
+from mpru_tf.errors import ClassMeansError, DataError, PreconditionError, explain
 from mpru_tf.filters import Array, check_forget_list, check_method, check_scores
 
 if TYPE_CHECKING:
-    from mpru_tf.inspection import Inspection
-    from mpru_tf.saved_model.session import LoadedModel
+    pass
 
 FORMAT_VERSION = 1
 
@@ -45,11 +41,6 @@ CONDITION = 1e6
 
 SUM_TOLERANCE = 0.02
 """How far from 1 a row of probabilities may sum: float16 and bfloat16 models are that coarse."""
-
-_KINDS = ("probabilities", "logits", "log_probabilities")  # outputs that means can be taken of, the best first
-
-Batch = tuple[Any, Any]
-"""Inputs (an array, or arrays by input key) and labels (int ``[N]``, or None)."""
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -263,23 +254,15 @@ class ClassMeans:
                 forgotten in it before: their means can only be had from the unfiltered version.
             DataError: the data cannot be read, or does not fit the signature or the number of classes.
         """
-        from mpru_tf.inspection import inspect
-        from mpru_tf.saved_model.session import LoadedModel
+        from mpru_tf.calibration import answers
 
-        if batch_size < 1:
-            raise DataError(explain("A batch needs examples.", received=f"batch_size {batch_size}", valid="1 or more"))
-        inspection = inspect(model)
-        site_classes, signature_key, output_key, kind = _pick_output(inspection, signature, output)
-        sums = _Sums(site_classes, logits=kind != "probabilities")
-        with LoadedModel(inspection.path) as loaded:
-            feed = _Feed(loaded, signature_key, output_key, batch_size)
-            batches, total = _batches(data, feed.keys, feed.batch_size)
-            with _progress_bar(progress, total) as advance:
-                for x, y in batches:
-                    scores = feed.run(x)
-                    sums.add(scores, y)
-                    advance(len(scores))
-        return sums.result(f"{signature_key}:{output_key} of {inspection.path.name} on {_describe(data)}")
+        with answers(
+            model, data, signature=signature, output=output, batch_size=batch_size, progress=progress
+        ) as asked:
+            sums = _Sums(asked.classes, asked.logits)
+            for scores, y in asked.batches:
+                sums.add(scores, y)
+            return sums.result(asked.source)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ClassMeans:
@@ -624,306 +607,3 @@ class _Sums:
             source=source,
             accuracy=self.hits / int(counts.sum()) if self.labelled else None,
         )
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# A SavedModel and examples
-
-
-def _pick_output(inspection: Inspection, signature: str | None, output: str | None) -> tuple[int, str, str, str]:
-    """Return (classes, signature key, output key, kind) of the output to take the means of."""
-    if inspection.forgotten:
-        raise UnsupportedModelError(
-            explain(
-                f"{inspection.path} answers nothing about forgotten classes any more, so it has no means of them.",
-                received=f"a version without classes {', '.join(map(str, inspection.forgotten))}",
-                valid="the unfiltered version that it was made from",
-            )
-        )
-    usable = {
-        name: (site.classes, kind)
-        for site in inspection.score_sites
-        for name, kind in sorted(site.output_kinds.items())
-        if kind in _KINDS
-    }
-    if not usable:
-        raise UnsupportedModelError(
-            explain(
-                f"{inspection.path} has no output that answers class scores.",
-                received=inspection.refusal or "outputs that are only derived from class scores",
-                valid="an output that holds probabilities or logits",
-            )
-        )
-    fitting = {
-        name: found
-        for name, found in usable.items()
-        if (signature is None or name.startswith(f"{signature}:"))
-        and (output is None or name == output or name.endswith(f":{output}"))
-    }
-    if not fitting:
-        raise UnsupportedModelError(
-            explain(
-                "No such output answers class scores.",
-                received=":".join(part for part in (signature, output) if part is not None),
-                valid=", ".join(usable),
-            )
-        )
-    name = min(
-        fitting, key=lambda name: (_KINDS.index(fitting[name][1]), not name.startswith("serving_default:"), name)
-    )
-    # An output key may hold a colon and so may a signature key: the signatures are known.
-    signature_key = max((key for key in inspection.signatures if name.startswith(f"{key}:")), key=len)
-    return fitting[name][0], signature_key, name[len(signature_key) + 1 :], fitting[name][1]
-
-
-class _Feed:
-    """Turns batches of examples into requests to one signature."""
-
-    def __init__(self, loaded: LoadedModel, signature_key: str, output_key: str, batch_size: int) -> None:
-        self.loaded = loaded
-        self.signature_key = signature_key
-        self.output_key = output_key
-        self.infos = dict(loaded.signatures[signature_key].inputs)
-        self.keys = tuple(sorted(self.infos))
-        fixed = {
-            info.tensor_shape.dim[0].size
-            for info in self.infos.values()
-            if info.tensor_shape.dim and info.tensor_shape.dim[0].size > 0
-        }
-        self.fixed = min(fixed) if fixed else None
-        self.batch_size = self.fixed or batch_size
-
-    def run(self, x: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        """Answer one batch, of at most :attr:`batch_size` examples; returns ``[N, n]``."""
-        import tensorflow as tf
-
-        examples = len(next(iter(x.values())))
-        inputs = {key: self.cast(key, x[key]) for key in self.keys}
-        if self.fixed is not None and examples < self.fixed:
-            # The graph answers batches of one size only: repeat the last example, and drop its answers.
-            last = np.minimum(np.arange(self.fixed), examples - 1)
-            inputs = {key: array[last] for key, array in inputs.items()}
-        try:
-            scores = self.loaded.run(self.signature_key, inputs, [self.output_key])[self.output_key]
-        except tf.errors.OpError as error:
-            raise DataError(
-                explain(
-                    "The model does not accept the data.",
-                    received=", ".join(f"{key} {array.dtype} {array.shape}" for key, array in inputs.items()),
-                    hint="TensorFlow says: " + " ".join(str(error.message).split())[:300],
-                )
-            ) from error
-        if scores.ndim == 1 and examples == 1:  # a model of single examples may not show the batch axis
-            scores = scores[None, :]
-        return scores[:examples]
-
-    def cast(self, key: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        import tensorflow as tf
-
-        info = self.infos[key]
-        dtype = tf.as_dtype(info.dtype)
-        sizes = [dim.size for dim in info.tensor_shape.dim]
-        shape_fits = info.tensor_shape.unknown_rank or (
-            array.ndim == len(sizes)
-            and all(size < 0 or size == have for size, have in zip(sizes[1:], array.shape[1:], strict=True))
-        )
-        text = array.dtype.kind in "SUO"
-        if not shape_fits or text != (dtype == tf.string):
-            raise DataError(
-                explain(
-                    f"The data does not fit input {key!r} of signature {self.signature_key!r}.",
-                    received=f"{array.dtype} {('N', *array.shape[1:])}",
-                    valid=f"{dtype.name} {'of any shape' if info.tensor_shape.unknown_rank else ('N', *sizes[1:])}",
-                )
-            )
-        return array if text else array.astype(dtype.as_numpy_dtype, copy=False)
-
-
-def _batches(data: Any, keys: tuple[str, ...], size: int) -> tuple[Iterator[Batch], int | None]:
-    """Return the data as batches of at most ``size`` examples, and how many examples there are, where known."""
-    if isinstance(data, (str, os.PathLike)):
-        return _from_npz(Path(data), keys, size)
-    if _is_arrays(data):
-        x, y = _pair(data, keys)
-        examples = _length(x, y)
-        return _slices(x, y, examples, size), examples
-    if not isinstance(data, Iterable):
-        raise DataError(
-            explain(
-                "This is no calibration data.",
-                received=type(data).__name__,
-                valid="the path of an .npz file, arrays (x, y), or an iterable over batches (x, y)",
-            )
-        )
-
-    def batches() -> Iterator[Batch]:
-        for item in data:
-            x, y = _pair(item, keys)
-            yield from _slices(x, y, _length(x, y), size)
-
-    return batches(), None
-
-
-def _is_arrays(data: Any) -> bool:
-    if isinstance(data, tuple) and 1 <= len(data) <= 2:
-        return isinstance(data[0], Mapping) or hasattr(data[0], "shape")
-    return isinstance(data, Mapping) or hasattr(data, "shape")
-
-
-def _pair(item: Any, keys: tuple[str, ...]) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[Any] | None]:
-    """Return inputs by key, and labels, of (x, y), (x,) or x."""
-    x, y = item if isinstance(item, tuple) and len(item) == 2 else (item[0] if isinstance(item, tuple) else item, None)
-    if isinstance(x, Mapping):
-        _check_keys(x, keys)
-        inputs = {key: np.asarray(x[key]) for key in keys}
-    elif len(keys) == 1:
-        inputs = {keys[0]: np.asarray(x)}
-    else:
-        raise DataError(
-            explain("The model has several inputs.", received="one array", valid=f"arrays for {', '.join(keys)}")
-        )
-    return inputs, None if y is None else np.asarray(y)
-
-
-def _check_keys(x: Iterable[str], keys: tuple[str, ...]) -> None:
-    if set(x) != set(keys):
-        raise DataError(
-            explain("The data has other inputs than the model.", received=", ".join(sorted(x)), valid=", ".join(keys))
-        )
-
-
-def _length(x: Mapping[str, npt.NDArray[Any]], y: npt.NDArray[Any] | None) -> int:
-    arrays = [*x.values(), *([] if y is None else [y])]
-    lengths = {array.shape[:1] for array in arrays}
-    if len(lengths) != 1 or () in lengths:
-        raise DataError(
-            explain(
-                "Inputs and labels must have as many rows as each other.",
-                received=", ".join(f"shape {array.shape}" for array in arrays),
-                valid="[N, ...] for all of them",
-            )
-        )
-    return int(arrays[0].shape[0])
-
-
-def _slices(x: Mapping[str, npt.NDArray[Any]], y: npt.NDArray[Any] | None, examples: int, size: int) -> Iterator[Batch]:
-    for start in range(0, examples, size):
-        end = start + size
-        yield {key: array[start:end] for key, array in x.items()}, None if y is None else y[start:end]
-
-
-def _from_npz(path: Path, keys: tuple[str, ...], size: int) -> tuple[Iterator[Batch], int]:
-    try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(
-            explain(f"The data cannot be read from {path}.", received=_reason(error), valid=_NPZ)
-        ) from error
-    with archive:
-        have = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
-        names = dict.fromkeys(keys) if have.issuperset(keys) else {}
-        members = {key: key for key in names} or ({keys[0]: "x"} if len(keys) == 1 and "x" in have else {})
-        if not members:
-            raise DataError(
-                explain(
-                    f"{path} has not the arrays that the model needs.",
-                    received=", ".join(sorted(have)) or "no arrays",
-                    valid=("x and, if labelled, y" if len(keys) == 1 else f"{', '.join(keys)} and, if labelled, y"),
-                )
-            )
-        label = ["y"] if "y" in have and "y" not in members.values() else []
-        lengths = {name: _npy_header(archive, path, name)[0][:1] for name in [*members.values(), *label]}
-    if len(set(lengths.values())) != 1 or () in lengths.values():
-        raise DataError(
-            explain(
-                f"The arrays in {path} must have as many rows as each other.",
-                received=", ".join(f"{name} {shape}" for name, shape in lengths.items()),
-                valid="[N, ...] for all of them",
-            )
-        )
-
-    def batches() -> Iterator[Batch]:
-        with zipfile.ZipFile(path) as opened:
-            streams = {key: _npy_rows(opened, path, name, size) for key, name in members.items()}
-            labels = _npy_rows(opened, path, "y", size) if label else None
-            for parts in zip(*streams.values(), strict=True):
-                yield dict(zip(streams, parts, strict=True)), None if labels is None else next(labels)
-
-    return batches(), next(iter(lengths.values()))[0]
-
-
-_NPZ = "an .npz file with arrays x [N, ...] and, if labelled, y int [N]"
-
-
-def _npy_header(archive: zipfile.ZipFile, path: Path, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, whether it is in Fortran order, and dtype of an array in an .npz file."""
-    with archive.open(f"{name}.npy") as member:
-        return _read_header(member, path, name)
-
-
-def _read_header(member: Any, path: Path, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    npy: Any = np.lib.format  # untyped
-    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    try:
-        version = npy.read_magic(member)
-        shape, fortran, dtype = readers[version](member)
-    except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(
-            explain(f"The array {name} in {path} is damaged.", received=_reason(error), valid=_NPZ)
-        ) from error
-    if dtype.hasobject or dtype.names is not None:
-        raise DataError(
-            explain(f"The array {name} in {path} is not plain.", received=f"dtype {dtype}", valid="numbers or bytes")
-        )
-    return tuple(shape), bool(fortran), dtype
-
-
-def _npy_rows(archive: zipfile.ZipFile, path: Path, name: str, size: int) -> Iterator[npt.NDArray[Any]]:
-    """Yield an array's rows, ``size`` at a time, without ever holding more of them."""
-    with archive.open(f"{name}.npy") as member:
-        shape, fortran, dtype = _read_header(member, path, name)
-        if fortran and len(shape) > 1:  # its first axis is the innermost one on disk: there are no rows to stream
-            raise DataError(
-                explain(
-                    f"The array {name} in {path} is stored in Fortran order and cannot be streamed.",
-                    hint="Save it again after numpy.ascontiguousarray.",
-                )
-            )
-        row = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-        for start in range(0, shape[0], size):
-            count = min(size, shape[0] - start)
-            try:
-                data = member.read(count * row)
-            except (OSError, zipfile.BadZipFile, EOFError, ValueError, zlib.error) as error:
-                raise DataError(
-                    explain(f"The array {name} in {path} is damaged.", received=_reason(error), valid=_NPZ)
-                ) from error
-            if len(data) != count * row:
-                raise DataError(
-                    explain(
-                        f"The array {name} in {path} is cut off.",
-                        received=f"{start + len(data) // max(row, 1)} rows",
-                        valid=f"{shape[0]} rows",
-                    )
-                )
-            yield np.frombuffer(data, dtype=dtype).reshape(count, *shape[1:])
-
-
-def _describe(data: Any) -> str:
-    return Path(data).name if isinstance(data, (str, os.PathLike)) else "data in memory"
-
-
-@contextmanager
-def _progress_bar(shown: bool, total: int | None) -> Iterator[Any]:
-    """Yield a function that is told how many more examples are done."""
-    if not shown:
-        yield lambda examples: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from mpru_tf.console import messages
-
-    columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=messages()) as bar:
-        task = bar.add_task("class means", total=total)
-        yield lambda examples: bar.advance(task, examples)

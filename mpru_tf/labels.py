@@ -248,7 +248,7 @@ def _valid(names: Sequence[str], classes: int) -> str:
     indices = f"an index from 0 to {classes - 1}"
     if not names:
         return indices
-    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    shown = ", ".join(map(repr, names[:12])) + (", ..." if len(names) > 12 else "")
     return f"{indices}, or one of the {len(names)} labels {shown}"
 
 
