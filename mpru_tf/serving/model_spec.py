@@ -1,0 +1,21 @@
+"""Which version of which model a request asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpru_tf.serving.status import invalid_argument
+
+
+def requested_version(model_spec: Any) -> tuple[str, int | None]:
+    """Return model name and version number (``None``: the latest) that a ``ModelSpec`` asks for.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, there is no name, or a version label: no labels are assigned here.
+    """
+    if not model_spec.name:
+        raise invalid_argument("ModelSpec has no name specified.")
+    choice = model_spec.WhichOneof("version_choice")
+    if choice == "version_label":
+        raise invalid_argument(f"Unrecognized servable version label: {model_spec.version_label}")
+    return model_spec.name, model_spec.version.value if choice == "version" else None
