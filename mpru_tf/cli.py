@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -618,8 +617,6 @@ def _show_forgotten(result: ForgetResult, unfiltered: Sequence[int]) -> None:
 def main() -> None:
     """Run the command line as a program of its own."""
     hush_tensorflow()
-    # A forked helper of TensorFlow's or gRPC's must not print its warnings between our lines either.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         app(prog_name="mpru-tf")
     except KeyboardInterrupt:  # before or after the command itself

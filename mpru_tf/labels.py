@@ -115,7 +115,9 @@ def parse_classes(specs: Sequence[str | SupportsIndex], labels: Sequence[str] | 
         if index is None:
             problems.append(problem)
         elif index in found:
-            problems.append(f"Class {_shown(index, names)} is named twice, as {found[index]} and as {part!r}; name each class once.")
+            problems.append(
+                f"Class {_shown(index, names)} is named twice, as {found[index]} and as {part!r}; name each class once."
+            )
         else:
             found[index] = repr(part)
     if problems:

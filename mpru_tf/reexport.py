@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from mpru_tf.class_means import ClassMeans
-from mpru_tf.errors import ManifestError, PublishError, UnsupportedModelError, explain
+from mpru_tf.errors import AmbiguousSiteError, ForgetListError, ManifestError, PublishError, UnsupportedModelError, explain
 from mpru_tf.filters import DEFAULT_METHOD, DEFAULT_TEMPERATURE, make_filter
 from mpru_tf.inspection import unfiltered_graphs
 from mpru_tf.labels import find_labels, parse_classes, read_labels
 from mpru_tf.manifest import MANIFEST, Manifest, read_manifest
 from mpru_tf.saved_model import bundle as bundles
+from mpru_tf.saved_model.graph import LIFECYCLE_SIGNATURES
 from mpru_tf.saved_model.leaks import LeakGate, refuse, score_family
 from mpru_tf.saved_model.prune import drop_output, prune
 from mpru_tf.saved_model.sites import survey
@@ -148,7 +149,8 @@ def forget(
 
     Raises:
         ModelError: the model cannot be found, read or filtered.
-        ForgetListError, LabelsError: about ``classes`` or ``labels``.
+        ForgetListError, LabelsError: about ``classes`` or ``labels``; also if the newest version in the target base path
+            forgets a class that the new one would answer again.
         ClassMeansError: about ``class_means``; :class:`PreconditionError` if they are not trustworthy.
         LeakError: an output would still answer a forgotten class.
         ManifestError: the version was filtered before, but what its manifest says does not hold.
@@ -167,6 +169,7 @@ def forget(
     dropped = _drop(bundle, drop_outputs)
     graphs = bundle.graphs()
     site = survey(graphs, outputs).the_site()
+    _check_same_scores(earlier, graphs, site)
     wanted = parse_classes([classes] if isinstance(classes, str | int) else classes, names, site.classes)
     before = earlier.forgotten if earlier is not None else ()
     if earlier is not None and set(wanted) <= set(before) and not dropped and method in (None, earlier.method):
@@ -174,6 +177,7 @@ def forget(
     method = method or (earlier.method if earlier is not None else DEFAULT_METHOD)
     means = class_means if class_means is None or isinstance(class_means, ClassMeans) else ClassMeans.load(class_means)
     spec = make_filter(site.classes, sorted({*wanted, *before}), method, class_means=means, temperature=temperature)
+    _check_nothing_comes_back(base, spec)
     preconditions = _preconditions(means, spec, force)
     allowed = (*allow_outputs, *(earlier.allowed_outputs if earlier is not None else ()))
     _check_outputs_exist(bundle, allow_outputs, "--allow-output")
@@ -250,6 +254,44 @@ def _earlier(bundle: Bundle, found: VersionDirectory) -> Manifest | None:
     return manifest
 
 
+def _check_same_scores(earlier: Manifest | None, graphs: list[Graph], site: ScoreSite) -> None:
+    """One filter takes the earlier one's place: in other class scores it would bring back what was forgotten there."""
+    if earlier is None:
+        return
+    filtered = {
+        (done.meta_graph, graphs[done.meta_graph].scope(done.function).tensor(done.raw)) for done in earlier.splices
+    }
+    if filtered.isdisjoint((point.meta_graph, point.tensor) for point in site.points):
+        raise AmbiguousSiteError(
+            explain(
+                "This version forgets classes in other class scores than these; a version has one filter.",
+                received=", ".join(site.outputs),
+                valid="an output that is computed from the class scores that are filtered already",
+                hint="To forget in these class scores instead, start from the version that this one was made from.",
+            )
+        )
+
+
+def _check_nothing_comes_back(base: Path, spec: FilterSpec) -> None:
+    """The new version takes the newest one's place: it must forget at least what that one forgets."""
+    if not list_versions(base):
+        return
+    newest = find_version(base)
+    manifest = read_manifest(newest.path)
+    back = sorted(set(manifest.forgotten) - set(spec.forgotten)) if manifest is not None else []
+    if back:
+        listed = ", ".join(map(str, back))
+        raise ForgetListError(
+            explain(
+                f"The new version would answer classes again that version {newest.version}, the newest in {base}, "
+                "forgets.",
+                received=f"a forget list without {listed}",
+                valid=f"a forget list with {listed}, or version {newest.version} as the model to start from",
+                hint="To bring classes back on purpose, write into another base path with --into.",
+            )
+        )
+
+
 def _labels(labels: Sequence[str] | str | os.PathLike[str] | None, found: VersionDirectory) -> list[str] | None:
     if labels is None:
         return find_labels(found.path)
@@ -272,7 +314,7 @@ def _check_outputs_exist(bundle: Bundle, named: Sequence[str], option: str) -> N
             for graph in bundle.graphs()
             for name, signature in graph.meta_graph.signature_def.items()
             for key in signature.outputs
-            if not name.startswith("__saved_model")
+            if name not in LIFECYCLE_SIGNATURES
         }
     )
     unknown = [output for output in named if output not in valid]

@@ -28,17 +28,19 @@ from mpru_tf.manifest import Manifest, read_manifest
 from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.leaks import LeakGate, refuse, score_family
 from mpru_tf.saved_model.sites import LOGITS, PROBABILITIES, ScoreSite, SitePoint, survey
-from mpru_tf.saved_model.splice import unsplice
+from mpru_tf.saved_model.splice import Splice, filter_alone, unsplice
 from mpru_tf.versions import find_version
 
 if TYPE_CHECKING:
     from mpru_tf.filters import FilterSpec
     from mpru_tf.saved_model.bundle import Bundle
+    from mpru_tf.saved_model.graph import Graph
     from mpru_tf.saved_model.session import LoadedModel
 
 # float32 arithmetic in another order than the reference's; float16 rows sum to one only as well as float16 can.
 _TOLERANCE = 1e-4
 _SUM_TOLERANCE = 5e-3
+_ROWS = 16  # made-up rows of each kind that a filter alone is tried on
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def verify(version_dir: str | os.PathLike[str], full: bool = False, load_check: 
             )
         )
     bundle = bundles.read(directory)
-    checks = [_digests(directory, manifest), _gate(bundle, manifest)]
+    checks = [_digests(directory, manifest), _gate(bundle, manifest), _filters(bundle, manifest)]
     if full:
         checks.append(_every_byte(directory))
     if load_check:
@@ -124,6 +126,8 @@ def _digests(directory: Path, manifest: Manifest) -> Check:
 
 def _gate(bundle: Bundle, manifest: Manifest) -> Check:
     """Walk the graph on disk, whatever the manifest says about it."""
+    if not manifest.splices:
+        return Check("leak gate", False, "the manifest names no filter")
     original = copy.deepcopy(bundle.proto)
     raw = bundles.Bundle(bundle.directory, original, bundle.sha256, True)
     try:
@@ -144,7 +148,36 @@ def _gate(bundle: Bundle, manifest: Manifest) -> Check:
     return Check("leak gate", True, "every output is reached only through the filter")
 
 
-def _point(raw: Bundle, done: Any) -> SitePoint:
+def _filters(bundle: Bundle, manifest: Manifest) -> Check:
+    """Run the filters as they stand in the graph on class scores made up here, also when the model cannot be asked."""
+    wrong = []
+    for done in manifest.splices:
+        try:
+            answer = _run_filter(bundle.graphs()[done.meta_graph], done, manifest.forgotten)
+        except (IndexError, KeyError, ValueError, MPRUError) as error:
+            return Check("filter", False, f"the filter is not where the manifest says ({error})")
+        wrong.append(_wrong(answer, done.kind, manifest.forgotten))
+    if any(wrong):
+        return Check("filter", False, next(filter(None, wrong)))
+    return Check("filter", True, "run alone, it leaves the forgotten classes nothing, and rows sum to 1")
+
+
+def _run_filter(graph: Graph, done: Splice, forgotten: tuple[int, ...]) -> npt.NDArray[Any]:
+    """What one filter answers to random rows and to rows sure of a forgotten class."""
+    import tensorflow as tf
+
+    z = np.random.default_rng(0).normal(0.0, 3.0, (2 * _ROWS, done.classes))
+    z[np.arange(_ROWS), np.resize(forgotten, _ROWS)] += 12.0
+    definition = filter_alone(graph, done)
+    with tf.Graph().as_default() as alone, tf.compat.v1.Session() as session:
+        tf.graph_util.import_graph_def(definition, name="")
+        raw = alone.get_tensor_by_name("raw:0")
+        x = z if done.kind == LOGITS else _as_probabilities(z, LOGITS)
+        answer = session.run(f"{done.prefix}/filtered:0", {raw: x.astype(raw.dtype.as_numpy_dtype)})
+    return np.asarray(answer)
+
+
+def _point(raw: Bundle, done: Splice) -> SitePoint:
     tensor = raw.graphs()[done.meta_graph].scope(done.function).tensor(done.raw)
     assert tensor is not None
     return SitePoint(done.meta_graph, tensor, done.kind, done.classes, raw.graphs()[done.meta_graph].dtype(tensor) or 0)
@@ -170,8 +203,8 @@ def _asked(directory: Path, manifest: Manifest) -> list[Check]:
     bundle = bundles.read(directory)
     for done in manifest.splices:
         unsplice(bundle.graphs()[done.meta_graph], done)
-    found = survey(bundle.graphs())
-    sites = [site for site in found.sites if site.classes == manifest.classes]
+    spliced = {_point(bundle, done).tensor for done in manifest.splices}
+    sites = [site for site in survey(bundle.graphs()).sites if any(point.tensor in spliced for point in site.points)]
     if not sites:
         return [Check("answers", None, "the class scores were not found again, so no answer can be judged")]
     with _load(directory) as loaded:
@@ -311,11 +344,9 @@ def _first_answer(
 def _wrong(values: npt.NDArray[Any], kind: str, forgotten: tuple[int, ...]) -> str:
     """What is wrong with an output, or ''."""
     p = _as_probabilities(values, kind)
-    with np.errstate(invalid="ignore"):
-        rows = p[~np.isnan(p).any(axis=-1)]
-    if rows.size == 0:
-        return ""
-    largest = float(np.max(rows[..., list(forgotten)], initial=0.0))
+    rows = p[~np.isnan(p).any(axis=-1)]
+    # Probabilities of a forgotten class are 0 also in a row that holds a NaN; of logits, such a row tells nothing.
+    largest = float(np.max((p if kind == PROBABILITIES else rows)[..., list(forgotten)], initial=0.0))
     if largest != 0.0:
         return f"a forgotten class still gets probability {largest:g}"
     worst = float(np.max(np.abs(rows.sum(axis=-1) - 1.0), initial=0.0))
@@ -343,6 +374,8 @@ def _compare(loaded: LoadedModel, original: LoadedModel, site: ScoreSite, spec: 
         for key in keys:
             kind = site.output_kinds[f"{name}:{key}"]
             before = np.asarray(raw[key], np.float64)
+            if kind == LOGITS and np.all(before >= 0) and np.allclose(before.sum(axis=-1), 1.0, atol=_SUM_TOLERANCE):
+                raise _not_logits(f"{name}:{key}")
             if kind == LOGITS:
                 expected = _as_probabilities(spec.logits(before), LOGITS)
             else:
@@ -369,3 +402,14 @@ def _compare(loaded: LoadedModel, original: LoadedModel, site: ScoreSite, spec: 
         "requests": requests,
         "largest_difference": largest,
     }
+
+
+def _not_logits(output: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        explain(
+            f"What {output} answers is taken for logits, since no Softmax makes it, but the rows are probabilities.",
+            received="rows without negative numbers that sum to 1",
+            valid="logits, or probabilities that a Softmax or a division by their own sum makes",
+            hint="Export the model with the Softmax, or the division, as its last step.",
+        )
+    )

@@ -23,8 +23,10 @@ from mpru_tf.saved_model.bundle import has_saved_model
 
 STAGING_PREFIX = ".mpru-staging-"
 
+_LARGEST_VERSION = 2**63 - 1  # the server's version numbers are int64
 _FICLONE = 0x40049409  # <linux/fs.h>
 _RENAME_NOREPLACE = 1  # <linux/fs.h>
+_NO_SUCH_FLAG = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})  # from older kernels and some file systems
 _AT_FDCWD = -100  # <fcntl.h>
 # What os.link answers where hard links are impossible: another file system, a file system without them, somebody
 # else's file under fs.protected_hardlinks, or too many links. A copy still works then.
@@ -48,7 +50,7 @@ class VersionDirectory:
 
 def parse_version(name: str) -> int | None:
     """The version that a directory name stands for, or None; as the server, which takes any unsigned integer."""
-    return int(name) if name.isascii() and name.isdigit() and int(name) < 2**63 else None
+    return int(name) if name.isascii() and name.isdigit() and int(name) <= _LARGEST_VERSION else None
 
 
 def list_versions(base: Path) -> list[int]:
@@ -122,6 +124,7 @@ def staged(base: Path) -> Iterator[Path]:
         PublishError: the base path cannot be written.
     """
     try:
+        missing = [folder for folder in (base, *base.parents) if not folder.exists()]
         base.mkdir(parents=True, exist_ok=True)
         _remove_stale(base)
         staging, descriptor = _new_staging(base)
@@ -134,6 +137,9 @@ def staged(base: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         os.close(descriptor)
+        with contextlib.suppress(OSError):  # of what was made here, what holds nothing in the end
+            for folder in missing:
+                folder.rmdir()
 
 
 def _new_staging(base: Path) -> tuple[Path, int]:
@@ -142,7 +148,8 @@ def _new_staging(base: Path) -> tuple[Path, int]:
         staging.mkdir()
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(staging, os.O_RDONLY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # no locks there (NFS, object stores): then nobody takes it for stale
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             if staging.exists():
                 return staging, descriptor
             os.close(descriptor)
@@ -150,16 +157,16 @@ def _new_staging(base: Path) -> tuple[Path, int]:
 
 
 def _remove_stale(base: Path) -> None:
-    """Delete staging directories whose process is gone."""
+    """Delete staging directories whose process is gone; where that cannot be told, leave them."""
     for leftover in base.glob(f"{STAGING_PREFIX}*"):
         try:
             descriptor = os.open(leftover, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
+        except OSError:
+            continue  # gone by now, or another user's
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue  # another export is at work there
+        except OSError:
+            continue  # another export is at work there, or the file system has no locks
         else:
             shutil.rmtree(leftover, ignore_errors=True)
         finally:
@@ -230,19 +237,24 @@ def publish(staging: Path, base: Path) -> int:
         The version.
 
     Raises:
-        PublishError: the rename is refused by the file system.
+        PublishError: the rename is refused by the file system, or no number is left.
     """
-    _sync_tree(staging)
-    while True:
-        version = max(list_versions(base), default=0) + 1
-        try:
-            _rename_exclusively(staging, base / str(version))
-        except FileExistsError:
-            continue  # another writer took the number in between
-        except OSError as error:
-            raise _unwritable(base, error) from error
-        _sync(base)
-        return version
+    try:
+        _sync_tree(staging)
+        version = 0
+        while True:
+            # Past every number tried: a plain file of that name, which is no version, takes the number too.
+            version = max(version, *list_versions(base), 0) + 1
+            if version > _LARGEST_VERSION:
+                raise _no_number_left(base)
+            try:
+                _rename_exclusively(staging, base / str(version))
+            except FileExistsError:
+                continue  # another writer took the number in between
+            _sync(base)
+            return version
+    except OSError as error:
+        raise _unwritable(base, error) from error
 
 
 def _rename_exclusively(source: Path, target: Path) -> None:
@@ -253,15 +265,25 @@ def _rename_exclusively(source: Path, target: Path) -> None:
         if libc.renameat2(*arguments) == 0:
             return
         code = ctypes.get_errno()
-        if code not in (errno.EINVAL, errno.ENOSYS):  # a file system, or a kernel, that does not know the flag
+        if code not in _NO_SUCH_FLAG:
             raise OSError(code, os.strerror(code), os.fspath(target))
-    # Writers of this kind take turns, and a directory with content is never replaced by a rename.
+    _rename_in_turn(source, target)
+
+
+def _rename_in_turn(source: Path, target: Path) -> None:
+    """The same where no flag says so: writers take turns, and a rename never replaces a directory with content."""
     lock = os.open(target.parent, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # NFS locks no directory
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if target.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target))
-        source.rename(target)
+        try:
+            source.rename(target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target)) from error
+            raise
     finally:
         os.close(lock)
 
@@ -282,6 +304,17 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _no_number_left(base: Path) -> PublishError:
+    return PublishError(
+        explain(
+            f"The newest version below {base} has the largest number there is, so none is left for a newer one.",
+            received=_LARGEST_VERSION,
+            valid="version numbers with room above them",
+            hint="Rename that version, or choose another base path with --into.",
+        )
+    )
 
 
 def _unwritable(base: Path, error: OSError) -> PublishError:

@@ -13,6 +13,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
+import tensorflow as tf  # noqa: F401 (imported here, where pytest holds back what it writes to the terminal)
 from hypothesis import HealthCheck, settings
 
 # The same examples in every run: a failure in CI is a failure on the next desk. The first example of a test may have

@@ -213,6 +213,14 @@ def test_forgetting_the_same_class_twice_writes_nothing(models: ModelStore, tmp_
     assert tree(base) == before
 
 
+def test_a_new_version_brings_nothing_back(models: ModelStore, tmp_path: Path) -> None:
+    base = models.base("keras3", tmp_path)
+    mpru_tf.forget(base, [2])
+    refused(base, ForgetListError, "answer classes again", base / "1", [5])
+    assert mpru_tf.forget(base / "1", [2, 5]).forgotten == (2, 5)
+    assert mpru_tf.forget(base / "1", [5], into=tmp_path / "elsewhere").forgotten == (5,)
+
+
 def test_dry_run_decides_everything_and_writes_nothing(models: ModelStore, tmp_path: Path) -> None:
     base = models.base("keras3", tmp_path)
     before = tree(tmp_path)

@@ -45,12 +45,15 @@ SHAPE_OPS = frozenset(
     {"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike", "BroadcastGradientArgs", "TensorArraySizeV3"}
 )
 PLACEHOLDER_OPS = frozenset({"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"})
+# SignatureDefs of these names are for whoever loads or trains the model; they are no outputs for clients.
+LIFECYCLE_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
 CALL_OPS = frozenset({"PartitionedCall", "StatefulPartitionedCall", "TPUPartitionedCall"})
 IF_OPS = frozenset({"If", "StatelessIf"})
 CASE_OPS = frozenset({"Case", "StatelessCase"})
 WHILE_OPS = frozenset({"While", "StatelessWhile"})
 
-_MAX_CALL_DEPTH = 64
+# Ops that put their second input into the variable that is their first.
+_WRITE_OPS = frozenset({"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"})
 _DT_RESOURCE = 20  # types.proto; importing it would import TensorFlow
 
 
@@ -128,6 +131,17 @@ class Scope:
         self._inputs.clear()
 
     @cached_property
+    def written(self) -> dict[str, list[Tensor]]:
+        """What a function's body writes into the variables among its arguments; a body runs all of its writes."""
+        found: dict[str, list[Tensor]] = {}
+        if len(self.request_args) < len(self.args):
+            for node in self.node_defs:
+                if node.op in _WRITE_OPS:
+                    handle, value = self.inputs(node)[:2]
+                    found.setdefault(handle.node, []).append(value)
+        return found
+
+    @cached_property
     def request_args(self) -> frozenset[str]:
         """Arguments that can carry what a client sent: all but handles of variables and tables."""
         if self.function is None:
@@ -203,6 +217,21 @@ class Graph:
         assert tensor is not None
         return tensor
 
+    @cached_property
+    def fed(self) -> frozenset[Tensor]:
+        """Main-graph tensors whose values clients send: mostly placeholders, but a SignatureDef may name any tensor."""
+        return frozenset(
+            self.signature_tensor(info.name)
+            for signature in self.meta_graph.signature_def.values()
+            for info in signature.inputs.values()
+            if info.name
+        )
+
+    def is_request(self, tensor: Tensor) -> bool:
+        """Whether a tensor is what a client sends."""
+        node = self.node(tensor)
+        return (node is not None and node.op in PLACEHOLDER_OPS) or tensor in self.fed
+
     # --------------------------------------------------------------------------------------------------- calls
     def callees(self, scope: Scope, node: NodeDef) -> list[tuple[str, int]]:
         """Functions whose results are this node's outputs, each with the input at which its arguments begin."""
@@ -275,6 +304,8 @@ class Graph:
             return self.caller_input(place)
         node = self.node(tensor)
         assert node is not None
+        if tensor in self.fed:
+            return None
         if node.op in IDENTITY_OPS or node.op == "IdentityN":
             inputs = scope.inputs(node)
             position = tensor.port if node.op == "IdentityN" else 0
@@ -320,10 +351,12 @@ class Graph:
         if definition is None:
             return node.attr["T"].type if "T" in node.attr else None
         outputs = [arg for arg in definition.output_arg if arg.name == tensor.arg] if tensor.arg else []
-        outputs = outputs or list(definition.output_arg)[tensor.port : tensor.port + 1]
-        if not outputs:
+        if not (outputs or definition.output_arg):
             return None
-        output = outputs[0]
+        output = outputs[0] if outputs else definition.output_arg[min(tensor.port, len(definition.output_arg) - 1)]
+        if output.type_list_attr:  # If, While, IdentityN: one type per output
+            types = node.attr[output.type_list_attr].list.type
+            return int(types[tensor.port]) if tensor.port < len(types) else None
         if output.type:
             return int(output.type)
         if output.type_attr in node.attr:
@@ -381,7 +414,8 @@ class Dataflow:
 
     The walk goes backwards from a tensor. It ends at a barrier (the filter's outputs, or ops that only tell a shape)
     and at nodes without data inputs; what remains are the placeholders of the main graph (or the arguments of a
-    function) from which the value is reached past every barrier.
+    function) from which the value is reached past every barrier. A variable is reached by what the same function body
+    writes into it, not by what other functions or earlier requests wrote.
     """
 
     def __init__(self, graph: Graph, barrier: Callable[[Tensor], bool] = lambda tensor: False) -> None:
@@ -397,7 +431,7 @@ class Dataflow:
         The way runs from ``tensor`` back to the origin and passes through called functions node by node.
         """
         scope = self.graph.scope(tensor.scope)
-        carriers = scope.request_args
+        carriers, fed = scope.request_args, self.graph.fed
         found: dict[str, tuple[Tensor, ...]] = {}
         ways: dict[Tensor, tuple[Tensor, tuple[Tensor, ...]] | None] = {tensor: None}
         queue = [tensor]
@@ -421,13 +455,17 @@ class Dataflow:
             if current.node in scope.args:
                 if current.node in carriers:
                     found.setdefault(current.node, way_to(current))
+                for value in scope.written.get(current.node, ()):
+                    if value not in ways:
+                        ways[value] = (current, ())
+                        queue.append(value)
                 continue
             node = self.graph.node(current)
             assert node is not None
             op = node.op
             if op in SHAPE_OPS:
                 continue
-            if op in PLACEHOLDER_OPS:
+            if op in PLACEHOLDER_OPS or current in fed:
                 found.setdefault(current.node, way_to(current))
             for following, inner in self._back(scope, node, current):
                 if following not in ways:
@@ -461,10 +499,9 @@ class Dataflow:
         """A placeholder, or an argument of a function that was entered from nowhere."""
         if self.barrier(place.tensor):
             return False
-        node = self.graph.node(place.tensor)
-        if node is None:
+        if self.graph.node(place.tensor) is None:
             return not place.calls and place.tensor.node in self.graph.scope(place.tensor.scope).request_args
-        return node.op in PLACEHOLDER_OPS
+        return self.graph.is_request(place.tensor)
 
     def _before(self, place: Place) -> Iterator[Place]:
         """What the tensor at a place is computed from, one step back, entering functions and leaving them again."""
@@ -482,11 +519,12 @@ class Dataflow:
         if node.op in SHAPE_OPS:
             return
         callees = self.graph.callees(scope, node)
-        if len(callees) == 1 and len(calls) < _MAX_CALL_DEPTH:
+        if len(callees) == 1:
             function, offset = callees[0]
-            inner = self.graph.returned(function, self.graph.output_index(tensor, node))
-            yield Place(inner, (*calls, Call(scope.name, node.name, offset)))
-            return
+            call = Call(scope.name, node.name, offset)
+            if call not in calls:  # else a function that calls itself, for which its summary must do
+                yield Place(self.graph.returned(function, self.graph.output_index(tensor, node)), (*calls, call))
+                return
         for step, _ in self._back(scope, node, tensor):
             yield Place(step, calls)
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mpru_tf.errors import LeakError, explain
-from mpru_tf.saved_model.graph import PLACEHOLDER_OPS, Dataflow, Graph, Place, Tensor
+from mpru_tf.saved_model.graph import LIFECYCLE_SIGNATURES, Dataflow, Graph, Place, Tensor
 from mpru_tf.saved_model.sites import SitePoint
 from mpru_tf.saved_model.splice import Splice
 
@@ -69,9 +69,7 @@ def score_family(graph: Graph, points: Iterable[SitePoint]) -> frozenset[Tensor]
             queue.extend(
                 step for step in steps if graph.node(step.tensor) is not None and flow.depends_on_request(step)
             )
-    return frozenset(
-        tensor for tensor in family if (node := graph.node(tensor)) is None or node.op not in PLACEHOLDER_OPS
-    )
+    return frozenset(tensor for tensor in family if not graph.is_request(tensor))
 
 
 class LeakGate:
@@ -89,7 +87,9 @@ class LeakGate:
     ) -> None:
         self.graph = graph
         self._family = family
-        self._filters = {(done.function, done.prefix) for done in splices if done.meta_graph == graph.index}
+        self._filtered = {
+            graph.scope(done.function).tensor(done.filtered) for done in splices if done.meta_graph == graph.index
+        }
         self._flow = Dataflow(graph, self._is_filtered)
         self._allowed = {
             graph.source(Place(graph.signature_tensor(info.name))).tensor
@@ -99,13 +99,13 @@ class LeakGate:
         }
 
     def _is_filtered(self, tensor: Tensor) -> bool:
-        return (tensor.scope, tensor.node.partition("/")[0]) in self._filters
+        return tensor in self._filtered  # only the filter's result; what it computes on the way there is not filtered
 
     def signature_leaks(self) -> list[Leak]:
         """Every signature output that is reached past the filter and is not allowed."""
         leaks = []
         for name, signature in sorted(self.graph.meta_graph.signature_def.items()):
-            if name.startswith("__saved_model"):
+            if name in LIFECYCLE_SIGNATURES:
                 continue
             for key, info in sorted(signature.outputs.items()):
                 for tensor_name in _tensor_names(info):
@@ -154,10 +154,8 @@ class LeakGate:
     def _excused(self, place: Place) -> bool:
         """Allowed by name, or nothing but an echo of what was sent."""
         source = self.graph.source(place)
-        if source.tensor in self._allowed:
-            return True
-        node = self.graph.node(source.tensor)
-        return node is None or node.op in PLACEHOLDER_OPS
+        is_argument = self.graph.node(source.tensor) is None
+        return is_argument or source.tensor in self._allowed or self.graph.is_request(source.tensor)
 
 
 def _tensor_names(info: object) -> list[str]:

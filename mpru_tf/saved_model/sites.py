@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpru_tf.errors import AmbiguousSiteError, UnsupportedModelError, explain
 from mpru_tf.saved_model import shapes
-from mpru_tf.saved_model.graph import MAIN, Dataflow, Graph, Place, Tensor
+from mpru_tf.saved_model.graph import LIFECYCLE_SIGNATURES, MAIN, Dataflow, Graph, Place, Tensor
 
 if TYPE_CHECKING:
     from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef, TensorInfo
@@ -77,6 +77,8 @@ _ARITHMETIC_OPS = frozenset(
         *("Round", "ClipByValue", "Mean", "Sum", "Select", "SelectV2", "Neg", "Log1p", "Sqrt", "Square"),
     }
 )
+# What may lie between a sum and the division by it.
+_AROUND_SUM_OPS = frozenset({"Maximum", "Add", "AddV2", "ExpandDims", "Reshape", "ClipByValue", "BroadcastTo"})
 # What the last layer of a classifier without a Softmax looks like.
 _LINEAR_OPS = frozenset(
     {
@@ -250,7 +252,7 @@ def _candidate(graph: Graph, name: str, signature: SignatureDef, key: str, info:
         return None
     start = Place(graph.signature_tensor(info.name))
     flow = graph.requests
-    if name.startswith("__saved_model") or not flow.depends_on_request(start):
+    if name in LIFECYCLE_SIGNATURES or not flow.depends_on_request(start):
         return None
     declared = shapes.from_proto(info.tensor_shape)
 
@@ -287,7 +289,7 @@ def _endings(graph: Graph, flow: Dataflow, start: Place) -> list[tuple[Place, st
         node = graph.node(place.tensor)
         op = node.op if node is not None else "argument"
         if op in ("Softmax", "LogSoftmax"):
-            ends[graph.source(graph.inputs_of(place)[0])] = "softmax"
+            ends[_before_reshapes(graph, graph.source(graph.inputs_of(place)[0]))] = "softmax"
             continue
         post_processing = op in _RESHAPING_OPS | _SELECTING_OPS or (
             op in _ARITHMETIC_OPS and _classify(graph, flow, place) == "arithmetic"
@@ -303,6 +305,25 @@ def _endings(graph: Graph, flow: Dataflow, start: Place) -> list[tuple[Place, st
     return list(ends.items())
 
 
+def _before_reshapes(graph: Graph, place: Place) -> Place:
+    """The same [batch, n] numbers before reshapes that change nothing, as TF-slim has around its Softmax.
+
+    What else is computed from them, the logits as an output of their own above all, is then filtered too.
+    """
+    for _ in range(_MAX_STEPS):
+        node = graph.node(place.tensor)
+        if node is None or node.op not in _RESHAPING_OPS:
+            break
+        inner = graph.source(graph.inputs_of(place)[0])
+        outside, inside = shapes.static_shape(graph, place), shapes.static_shape(graph, inner)
+        if outside is None or inside is None or (len(outside), len(inside)) != (2, 2):
+            break
+        if outside[-1] is None or outside[-1] != inside[-1]:
+            break
+        place = inner
+    return place
+
+
 def _shape_only(graph: Graph, place: Place) -> bool:
     node = graph.node(graph.source(place).tensor)
     return node is not None and node.op in ("Shape", "ShapeN", "Size", "Rank")
@@ -314,7 +335,7 @@ def _classify(graph: Graph, flow: Dataflow, place: Place) -> str:
     if node is None:
         return "other"
     if node.op in _LINEAR_OPS:
-        return "linear"
+        return "normalised" if _mixes_softmaxes(graph, flow, place) else "linear"
     if node.op in _FOREST_OPS:
         return "forest"
     if node.op == "Sigmoid":
@@ -329,7 +350,15 @@ def _classify(graph: Graph, flow: Dataflow, place: Place) -> str:
             return "linear"  # a bias, a scale or a temperature on one linear layer
         if kinds == {"linear"} and node.op in ("Add", "AddV2", "AddN"):
             return "linear"  # several linear layers added up, as wide-and-deep models do
+    if node.op == "Mean" and inputs and _classify(graph, flow, inputs[0]) == "linear":
+        return "linear"  # class scores per position, pooled
     return "arithmetic" if node.op in _ARITHMETIC_OPS else "other"
+
+
+def _mixes_softmaxes(graph: Graph, flow: Dataflow, place: Place) -> bool:
+    """Whether a product weighs probabilities with probabilities, as a mixture of experts does."""
+    moving = [step for step in graph.inputs_of(place) if flow.depends_on_request(step)]
+    return len(moving) > 1 and all(ending == "softmax" for step in moving for _, ending in _endings(graph, flow, step))
 
 
 def _is_sum_of(graph: Graph, divisor: Place, dividend: Place) -> bool:
@@ -341,7 +370,7 @@ def _is_sum_of(graph: Graph, divisor: Place, dividend: Place) -> bool:
         inputs = [graph.source(step) for step in graph.inputs_of(divisor)]
         if node.op == "Sum":
             return inputs[0] == dividend
-        if node.op not in ("Maximum", "Add", "AddV2", "ExpandDims", "Reshape", "ClipByValue") or not inputs:
+        if node.op not in _AROUND_SUM_OPS or not inputs:
             return False
         divisor = inputs[0]
     return False
@@ -394,11 +423,13 @@ def _is_class_vector(candidate: Candidate) -> bool:
 def _group(chosen: list[tuple[Graph, Candidate]], kind: str, reason: str) -> tuple[ScoreSite, ...]:
     """Put together the copies of one class vector.
 
-    Two tensors are copies of each other when they have the same number of classes and no signature shows both: Keras
-    exports one function per endpoint, TensorFlow 1 graphs one head per MetaGraph. Two class vectors of the same
-    signature are two different sites, even when they have the same length.
+    Two tensors are copies of each other when they have the same number of classes, come from the same weights and no
+    signature shows both: Keras exports one function per endpoint, TensorFlow 1 graphs one head per MetaGraph. Two class
+    vectors of the same signature, or from different weights, are two different sites, even when they have the same
+    length.
     """
     used_by: dict[SitePoint, set[tuple[int, str]]] = {}
+    weights: dict[SitePoint, frozenset[str | bytes]] = {}
     for graph, candidate in chosen:
         width = candidate.shape[-1] if candidate.shape else None
         assert width is not None  # _is_class_vector has seen to it
@@ -406,17 +437,65 @@ def _group(chosen: list[tuple[Graph, Candidate]], kind: str, reason: str) -> tup
         dtype = graph.dtype(tensor)
         if dtype not in _FLOATS:
             raise _no_floats(candidate, tensor, dtype)
+        if graph.is_request(tensor):
+            raise _sent_by_client(candidate)
         point = SitePoint(graph.index, tensor, kind, width, dtype)
+        if point not in weights and len(chosen) > 1:
+            weights[point] = _weights(graph, candidate.place)
         used_by.setdefault(point, set()).add((graph.index, candidate.signature))
     groups: list[list[SitePoint]] = []
     for point in used_by:
         for group in groups:
-            if group[0].classes == point.classes and all(used_by[point].isdisjoint(used_by[other]) for other in group):
+            if group[0].classes != point.classes or not _same_weights(weights[group[0]], weights[point]):
+                continue
+            if all(used_by[point].isdisjoint(used_by[other]) for other in group):
                 group.append(point)
                 break
         else:
             groups.append([point])
     return tuple(ScoreSite(kind, group[0].classes, tuple(group), {}, reason) for group in groups)
+
+
+def _weights(graph: Graph, place: Place) -> frozenset[str | bytes]:
+    """The variables and large constants of the layer that makes class scores: names, or the constants themselves."""
+    flow = graph.requests
+    found: set[str | bytes] = set()
+    seen: set[Place] = set()
+    queue = [place]
+    while queue and len(seen) < _MAX_STEPS:
+        place = graph.source(queue.pop())
+        node = graph.node(place.tensor)
+        if place in seen or node is None:
+            continue
+        seen.add(place)
+        inputs = graph.inputs_of(place)
+        if node.op == "Const":
+            value = node.attr["value"].tensor
+            if value.dtype in _FLOATS and any(dim.size > 1 for dim in value.tensor_shape.dim):
+                found.add(value.SerializeToString(deterministic=True))
+        elif not inputs and not graph.is_request(place.tensor):
+            found.add(node.name)
+        elif node.op in _ARITHMETIC_OPS | _RESHAPING_OPS | {"BiasAdd", "BiasAddV1", "Softmax"}:
+            queue.extend(inputs)
+        else:
+            queue.extend(step for step in inputs if not flow.depends_on_request(step))
+    return frozenset(found)
+
+
+def _same_weights(one: frozenset[str | bytes], other: frozenset[str | bytes]) -> bool:
+    """Whether two layers share weights; taken for granted where the graph does not tell."""
+    return not one or not other or not one.isdisjoint(other)
+
+
+def _sent_by_client(candidate: Candidate) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        explain(
+            f"The class scores behind {candidate.output} are sent by the client, who knows them anyway.",
+            received=f"{candidate.place.tensor}, an input of the signature",
+            valid="a model that computes class scores",
+            hint="Forget the class in the model whose answers this one is sent.",
+        )
+    )
 
 
 def _widened(graph: Graph, tensor: Tensor) -> Tensor:

@@ -12,19 +12,18 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from mpru_tf.errors import CorruptModelError, explain
 from mpru_tf.saved_model.bundle import FILTER_PREFIX
 from mpru_tf.saved_model.graph import MAIN, Graph, Scope, Tensor, op_def
 from mpru_tf.saved_model.sites import LOGITS, SitePoint
 
 if TYPE_CHECKING:
+    from tensorflow.core.framework.graph_pb2 import GraphDef
     from tensorflow.core.framework.node_def_pb2 import NodeDef
     from tensorflow.core.framework.op_def_pb2 import OpDef
 
     from mpru_tf.filters import FilterSpec
     from mpru_tf.saved_model.bundle import Bundle
-
-PREFIX = "mpru_filter"
-"""Every node of a filter lies below a name that begins like this."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,10 @@ def splice(graph: Graph, point: SitePoint, spec: FilterSpec, prefix: str) -> Spl
 
 
 def unsplice(graph: Graph, done: Splice) -> None:
-    """Undo :func:`splice`: every reader of the filter reads the raw class scores again, and the filter is gone."""
+    """Undo :func:`splice`: every reader of the filter reads the raw class scores again, and the filter is gone.
+
+    Edits the MetaGraphDef in place; ``graph`` is stale afterwards.
+    """
     scope = graph.scope(done.function)
     filtered = scope.tensor(done.filtered)
     assert filtered is not None
@@ -85,6 +87,35 @@ def unsplice(graph: Graph, done: Splice) -> None:
     for position in reversed(range(len(scope.node_defs))):
         if scope.node_defs[position].name.startswith(f"{done.prefix}/"):
             del scope.node_defs[position]
+
+
+def filter_alone(graph: Graph, done: Splice) -> GraphDef:
+    """The filter as it stands in the graph, cut out: from a placeholder ``raw`` to ``prefix/filtered``.
+
+    Raises:
+        CorruptModelError: it is not there, or reads anything but the raw class scores.
+    """
+    from tensorflow.core.framework.graph_pb2 import GraphDef
+
+    scope = graph.scope(done.function)
+    end, raw = scope.tensor(done.filtered), scope.tensor(done.raw)
+    if end is None or end.node not in scope.nodes:
+        raise CorruptModelError(explain("There is no filter where one should be.", received=done.filtered))
+    result = GraphDef()
+    result.node.add(name="raw", op="Placeholder").attr["dtype"].type = graph.dtype(end) or 0
+    for node in scope.node_defs:
+        if not node.name.startswith(f"{done.prefix}/"):
+            continue
+        result.node.add().CopyFrom(node)
+        for position, tensor in enumerate(scope.inputs(node)):
+            if tensor != raw and not tensor.node.startswith(f"{done.prefix}/"):
+                raise CorruptModelError(explain("A filter reads more than the class scores.", received=str(tensor)))
+            port = tensor.port
+            if tensor.arg and tensor != raw:
+                outputs = _definition(scope.nodes[tensor.node].op).output_arg
+                port += [output.name for output in outputs].index(tensor.arg)
+            result.node[-1].input[position] = "raw" if tensor == raw else f"{tensor.node}:{port}"
+    return result
 
 
 def unused_prefixes(bundle: Bundle) -> Iterator[str]:

@@ -1,0 +1,76 @@
+# Two commands do all set-up on a bare machine: `make quickstart` runs the main job, `make test` passes the tests.
+# Each makes .venv on first use. Another interpreter: make PYTHON=/path/to/python3.11 test
+
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= quickstart_output
+TESTS ?= tests
+# What lint looks at.
+SOURCES := setup.py mpru_tf export_scripts benchmarks tests
+
+# The first interpreter that really runs (a version manager's shim may exist and fail), has venv and pip, and is in the
+# range that setup.py names. Only asked for when .venv is made.
+FIND_PYTHON = for candidate in $(if $(PYTHON),"$(PYTHON)",python3.12 python3.11 python3.10 python3 python); do \
+	if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' \
+		>/dev/null 2>&1; then echo "$$candidate"; break; fi; done
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint format bench wheel clean
+.DELETE_ON_ERROR:
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+quickstart: $(VENV)/.installed-report ## train, serve, forget a class while clients ask, and show it (OUT=folder)
+	@$(BIN)/mpru-tf quickstart --out "$(OUT)"
+
+test: $(VENV)/.installed-test ## run the tests (TESTS=tests/test_labels.py for some of them)
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.installed-test ## ruff and mypy
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-test ## let ruff mend what it can
+	$(BIN)/ruff check --fix --exit-zero $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+bench: $(VENV)/.installed-test ## measure the re-export (and CIFAR10_MODEL=a.keras CIFAR10_DATA=b.npz, if given)
+	$(BIN)/python benchmarks/reexport.py
+	$(if $(and $(CIFAR10_MODEL),$(CIFAR10_DATA)),$(BIN)/python benchmarks/cifar10_forget.py --model "$(CIFAR10_MODEL)" \
+	--data "$(CIFAR10_DATA)")
+
+wheel: $(VENV)/.installed-test ## build the wheel, and see that what is in it works
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --outdir dist .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --target build/installed dist/*.whl
+	cd build/installed && PYTHONPATH=. "$(abspath $(BIN))/python" -c 'import mpru_tf, mpru_tf.cli, pathlib; \
+		mpru_tf.cli.hush_tensorflow(); \
+		found = pathlib.Path(mpru_tf.__file__).resolve().parent; \
+		assert found == pathlib.Path("mpru_tf").resolve(), found; \
+		assert (found / "py.typed").is_file() and (found / "quickstart_client.py").is_file(); \
+		[getattr(mpru_tf, name) for name in mpru_tf.__all__]; mpru_tf.cli.main()' --version
+
+clean: ## remove what make made, .venv included
+	rm -rf $(VENV) build dist *.egg-info quickstart_output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is written last, so that an interrupted installation is taken up again.
+$(VENV)/.made:
+	@python=$$($(FIND_PYTHON)); \
+	if [ -z "$$python" ]; then \
+		echo "No usable Python found: mpru_tf needs Python 3.10, 3.11 or 3.12 with the modules venv and ensurepip" >&2; \
+		echo "(on Debian and Ubuntu: apt install python3-venv). Tried: $(if $(PYTHON),$(PYTHON),python3.12 python3.11 \
+	python3.10 python3 python). Name one with: make PYTHON=/path/to/python3.11 $(firstword $(MAKECMDGOALS))" >&2; \
+		exit 1; \
+	fi; \
+	echo "making $(VENV) with $$("$$python" -c 'import sys; print(sys.executable, sys.version.split()[0])')"; \
+	rm -rf "$(VENV)" && "$$python" -m venv "$(VENV)"
+	@touch $@
+
+$(VENV)/.installed-%: $(VENV)/.made setup.py pyproject.toml
+	@echo "installing TensorFlow and what else mpru_tf[$*] needs into $(VENV): some minutes, about 3 GB"
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$*]'
+	@touch $@

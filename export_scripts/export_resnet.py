@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""Export a CIFAR-style ResNet as a servable version; with --forget, also its next version with classes forgotten.
+
+    python export_scripts/export_resnet.py --dataset digits --depth 20 --epochs 20 --out models/digits
+    python export_scripts/export_resnet.py --dataset cifar10 --epochs 60 --out models/cifar10 --forget cat
+    python export_scripts/export_resnet.py --dataset cifar10 --data cifar10.npz --weights r20.keras --out models/r20
+
+The first line trains on the digits that ship with scikit-learn. The second downloads CIFAR-10 through Keras. The third
+trains nothing: it exports the model in the .keras file as it is, and reports its accuracy on the data given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import mpru_tf
+from mpru_tf.console import hush_tensorflow
+from mpru_tf.errors import DataError, LabelsError, MissingExtraError, ModelError, MPRUError, explain
+from mpru_tf.labels import read_labels
+from mpru_tf.resnet import answers_logits, build_resnet, export_version, train
+
+CIFAR10_LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images [N, height, width, channels] and class indices [N]; what to multiply pixels with; labels if known."""
+
+    x_train: Any
+    y_train: Any
+    x_test: Any
+    y_test: Any
+    scale: float
+    labels: list[str] | None = None
+    flip: bool = False  # whether a mirrored image is still of its class
+
+    @property
+    def classes(self) -> int:
+        return len(self.labels) if self.labels else int(max(self.y_train.max(), self.y_test.max(initial=0))) + 1
+
+
+def load_data(dataset: str, data: Path | None) -> Data:
+    """Load ``digits``, ``cifar10``, ``cifar100`` or an .npz file; ``data`` is read in place of a download."""
+    labels = {"cifar10": CIFAR10_LABELS, "digits": [str(digit) for digit in range(10)]}.get(dataset)
+    if dataset not in ("digits", "cifar10", "cifar100"):
+        data = data or Path(dataset)
+    if data is not None:
+        arrays = read_npz(data)
+    elif dataset == "digits":
+        arrays = load_digits()
+    else:
+        arrays = download(dataset)
+    x_train, y_train, x_test, y_test = arrays
+    scale = 1.0 if x_train.max() <= 1 else 1 / 16 if dataset == "digits" else 1 / 255
+    return Data(x_train, y_train, x_test, y_test, scale, labels, flip=dataset.startswith("cifar"))
+
+
+def read_npz(path: Path) -> tuple[Any, Any, Any, Any]:
+    try:
+        with np.load(path) as file:
+            found = {key: file[key] for key in KEYS if key in file}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        valid = "digits, cifar10, cifar100, or an .npz file with x_train, y_train and, if there are any, x_test, y_test"
+        raise DataError(explain("The data cannot be read.", received=f"{path} ({error})", valid=valid)) from error
+    if "x_train" not in found or "y_train" not in found:
+        raise DataError(
+            explain("The data has no training examples.", received=f"{path} with {sorted(found)}", valid=list(KEYS))
+        )
+    x_train, y_train = found["x_train"], found["y_train"].reshape(-1)
+    if x_train.ndim != 4 or len(x_train) != len(y_train):
+        received = f"{path} with x_train {x_train.shape}, y_train {y_train.shape}"
+        valid = "x_train [N, height, width, channels], y_train [N]"
+        raise DataError(explain("The data is not images with one class each.", received=received, valid=valid))
+    return x_train, y_train, found.get("x_test", x_train[:0]), found.get("y_test", y_train[:0]).reshape(-1)
+
+
+def load_digits() -> tuple[Any, Any, Any, Any]:
+    try:
+        from sklearn import datasets, model_selection
+    except ImportError as error:
+        raise MissingExtraError(
+            explain("The digits data ships with scikit-learn.", hint="pip install 'mpru_tf[report]'")
+        ) from error
+    digits = datasets.load_digits()
+    x_train, x_test, y_train, y_test = model_selection.train_test_split(
+        digits.images[..., np.newaxis], digits.target, test_size=0.25, stratify=digits.target, random_state=0
+    )
+    return x_train, y_train, x_test, y_test
+
+
+def download(dataset: str) -> tuple[Any, Any, Any, Any]:
+    import keras
+
+    source = {"cifar10": keras.datasets.cifar10, "cifar100": keras.datasets.cifar100}[dataset]
+    try:
+        (x_train, y_train), (x_test, y_test) = source.load_data()
+    except Exception as error:  # Keras raises a bare Exception when a download fails
+        raise DataError(
+            explain(
+                f"{dataset} could not be downloaded.",
+                received=" ".join(str(error).split()),
+                hint="Without a network, give the same arrays with --data FILE.npz (x_train, y_train, x_test, y_test).",
+            )
+        ) from error
+    return x_train, y_train.reshape(-1), x_test, y_test.reshape(-1)
+
+
+def load_model(weights: Path, depth: int, data: Data | None) -> Any:
+    """Load a whole .keras model as it is, or put .weights.h5 into a ResNet that fits the data."""
+    import keras
+
+    try:
+        if not weights.name.endswith(".weights.h5"):
+            return keras.models.load_model(weights, compile=False)
+        if data is None:
+            raise ModelError(explain("Weights alone do not say what they classify.", hint="Give --dataset as well."))
+        model = build_resnet(depth, data.x_train.shape[1:], data.classes, scale=data.scale)
+        model.load_weights(weights)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        valid = "a whole model FILE.keras, or FILE.weights.h5 of the ResNet that --depth and --dataset describe"
+        raise ModelError(
+            explain("The weights cannot be loaded.", received=f"{weights} ({reason})", valid=valid)
+        ) from error
+    return model
+
+
+def normalized(x: Any, mean: Sequence[float] | None, std: Sequence[float] | None) -> Any:
+    """What a model loaded with --weights takes: the pixels as they are or, with --mean and --std, normalised."""
+    x = x.astype("float32")
+    return x if mean is None or std is None else (x / 255 - np.float32(mean)) / np.float32(std)
+
+
+def accuracy(model: Any, x: Any, y: Any) -> float:
+    scores = model.predict(x, batch_size=256, verbose=0)
+    return float(np.mean(np.argmax(scores, axis=-1) == y))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="BASE", help="base path; gets the next version")
+    parser.add_argument("--depth", type=int, choices=(18, 20, 56), default=20, help="layers (default: 20)")
+    parser.add_argument("--dataset", metavar="NAME|FILE.npz", help="digits, cifar10, cifar100, or a file")
+    parser.add_argument("--data", type=Path, metavar="FILE.npz", help="arrays of the data set, in place of a download")
+    parser.add_argument("--weights", type=Path, help="a whole model (.keras) or .weights.h5: load it, train nothing")
+    parser.add_argument("--epochs", type=int, default=30, help="passes over the training data (default: 30)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="labels of the classes, .txt or .json")
+    parser.add_argument("--mean", type=_channels, metavar="R,G,B", help="the model of --weights takes (x/255-mean)/std")
+    parser.add_argument("--std", type=_channels, metavar="R,G,B", help="see --mean")
+    parser.add_argument("--forget", metavar="CLASSES", help="classes to forget in a further version: 3,cat")
+    options = parser.parse_args(arguments)
+    if options.weights is None and options.dataset is None and options.data is None:
+        parser.error("one of --dataset, --data and --weights says what to export")
+    if (options.mean is None) != (options.std is None):
+        parser.error("--mean and --std go together")
+    return options
+
+
+def _channels(text: str) -> list[float]:
+    return [float(value) for value in text.split(",")]
+
+
+def export(options: argparse.Namespace) -> None:
+    import keras
+
+    given = options.dataset or (str(options.data) if options.data else None)
+    data = load_data(given, options.data) if given else None
+    labels = read_labels(options.labels) if options.labels else data.labels if data else None
+    keras.utils.set_random_seed(options.seed)
+    if options.weights is not None:
+        model = load_model(options.weights, options.depth, data)
+    else:
+        assert data is not None
+        model = build_resnet(options.depth, data.x_train.shape[1:], data.classes, scale=data.scale)
+        started = time.perf_counter()
+        train(
+            model,
+            data.x_train.astype("float32"),
+            data.y_train,
+            epochs=options.epochs,
+            shift=max(1, data.x_train.shape[1] // 8),
+            flip=data.flip,
+            seed=options.seed,
+            progress=True,
+        )
+        print(f"trained ResNet-{options.depth} in {time.perf_counter() - started:.1f} s")
+    classes = int(model.outputs[0].shape[-1])
+    if labels is not None and len(labels) != classes:
+        raise LabelsError(
+            explain("The labels do not fit the model.", received=f"{len(labels)} labels for {classes} classes")
+        )
+    if data is not None and len(data.x_test):
+        x = normalized(data.x_test, options.mean, options.std)
+        print(f"test accuracy {accuracy(model, x, data.y_test):.4f} on {len(x)} examples")
+    version = export_version(model, options.out, labels)
+    print(f"exported {version} ({'logits' if answers_logits(model) else 'probabilities'} of {classes} classes)")
+    if options.forget is not None:
+        result = mpru_tf.forget(version, classes=[options.forget])
+        print(f"exported {result.path} with {list(result.labels or result.forgotten)} forgotten ({result.method})")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    hush_tensorflow()
+    try:
+        export(options)
+    except MPRUError as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,392 @@
+"""Reading graphs: references in both scopes, values followed to their producer, and what depends on a request."""
+
+from __future__ import annotations
+
+import pytest
+import tensorflow as tf
+from conftest import ModelStore
+from graph_protos import FLOAT, RESOURCE, at, function, graph, main, node, op_of, traced
+from tensorflow.core.framework.node_def_pb2 import NodeDef
+
+from mpru_tf.errors import CorruptModelError
+from mpru_tf.saved_model import bundle as bundles
+from mpru_tf.saved_model.graph import MAIN, Dataflow, Graph, Place, Tensor, op_def
+
+
+def call(name: str, callee: str, *inputs: str, op: str = "PartitionedCall") -> NodeDef:
+    return node(name, op, *inputs, f=callee)
+
+
+# ------------------------------------------------------------------------------------------------------ references
+@pytest.mark.parametrize(
+    ("ref", "tensor", "canonical"),
+    [
+        ("logits", Tensor(MAIN, "logits", "", 0), "logits"),
+        ("logits:0", Tensor(MAIN, "logits", "", 0), "logits"),
+        ("a/b/split:3", Tensor(MAIN, "a/b/split", "", 3), "a/b/split:3"),
+        ("^group_deps", None, None),
+    ],
+)
+def test_references_of_the_main_graph(ref: str, tensor: Tensor | None, canonical: str | None) -> None:
+    scope = graph([node("logits", "NoOp")]).scope(MAIN)
+    assert scope.tensor(ref) == tensor
+    if tensor is not None:
+        assert scope.ref(tensor) == canonical
+        assert scope.tensor(scope.ref(tensor)) == tensor
+
+
+@pytest.mark.parametrize(
+    ("ref", "tensor", "canonical"),
+    [
+        ("x", Tensor("f", "x", "", 0), "x"),
+        ("top:values:0", Tensor("f", "top", "values", 0), "top:values:0"),
+        ("top:indices", Tensor("f", "top", "indices", 0), "top:indices:0"),
+        ("split:output:2", Tensor("f", "split", "output", 2), "split:output:2"),
+        ("^top", None, None),
+    ],
+)
+def test_references_of_a_function(ref: str, tensor: Tensor | None, canonical: str | None) -> None:
+    scope = graph([], [function("f", ["x"], [node("top", "TopKV2", "x", "x")], y="top:values:0")]).scope("f")
+    assert scope.tensor(ref) == tensor
+    if tensor is not None:
+        assert scope.ref(tensor) == canonical
+        assert scope.tensor(scope.ref(tensor)) == tensor
+
+
+def test_every_reference_of_real_models_survives_parsing_and_writing(models: ModelStore) -> None:
+    for name in ("keras3", "keras2", "tf1_classify"):
+        (read,) = bundles.read(models.pristine(name)).graphs()
+        for scope in (read.scope(MAIN), *(read.scope(function_name) for function_name in read.functions)):
+            refs = [ref for body_node in scope.node_defs for ref in body_node.input if not ref.startswith("^")]
+            assert refs or not len(scope.node_defs)
+            for ref in (*refs, *scope.outputs):
+                tensor = scope.tensor(ref)
+                assert tensor is not None
+                assert scope.ref(tensor) == (ref if scope.name != MAIN else ref.removesuffix(":0"))
+
+
+def test_control_inputs_are_no_data_inputs() -> None:
+    read = graph([node("a", "Const"), node("b", "Const"), node("c", "AddV2", "a", "b:0", "^a")])
+    scope = read.scope(MAIN)
+    assert scope.inputs(scope.nodes["c"]) == [main("a"), main("b")]
+    assert read.readers(main("a")) == [scope.nodes["c"]]
+
+
+# ----------------------------------------------------------------------------------------------------- producers
+@pytest.mark.parametrize("op", ["Identity", "StopGradient", "Snapshot", "CheckNumerics", "EnsureShape", "Cast"])
+def test_source_looks_through_what_changes_no_number(op: str) -> None:
+    read = graph([node("x", "Placeholder"), node("softmax", "Softmax", "x"), node("out", op, "softmax")])
+    assert read.source(at("out")) == at("softmax")
+
+
+def test_source_takes_the_right_input_of_identity_n() -> None:
+    nodes = [node("a", "Softmax", "x"), node("b", "Relu", "x"), node("both", "IdentityN", "a", "b")]
+    read = graph([node("x", "Placeholder"), *nodes, node("second", "Identity", "both:1")])
+    assert read.source(at("both")) == at("a")
+    assert read.source(at("second")) == at("b")
+
+
+def test_source_descends_through_nested_calls_and_remembers_the_way() -> None:
+    inner = function(
+        "inner",
+        ["a"],
+        [node("relu", "Relu", "a"), node("soft", "Softmax", "a")],
+        r="relu:activations:0",
+        s="soft:softmax:0",
+    )
+    outer = function(
+        "outer",
+        ["x"],
+        [call("called", "inner", "x"), node("copy", "Identity", "called:output:1")],
+        first="called:output:0",
+        second="copy:output:0",
+    )
+    read = graph([node("x", "Placeholder"), call("run", "outer", "x", op="StatefulPartitionedCall")], [inner, outer])
+    place = read.source(at("run", 1))
+    assert place.tensor == Tensor("inner", "soft", "softmax", 0)
+    assert [(step.scope, step.node) for step in place.calls] == [("", "run"), ("outer", "called")]
+    assert read.source(at("run", 0)).tensor == Tensor("inner", "relu", "activations", 0)
+    # From there back up: the argument of the inner function is what the main graph's placeholder holds.
+    assert read.source(read.inputs_of(place)[0]) == at("x")
+
+
+def test_source_leaves_a_callee_that_only_passes_an_argument_through() -> None:
+    through = function("through", ["a", "b"], [node("copy", "Identity", "b")], first="a", second="copy:output:0")
+    nodes = [
+        node("x", "Placeholder"),
+        node("p", "Softmax", "x"),
+        node("q", "Relu", "x"),
+        call("run", "through", "p", "q"),
+    ]
+    read = graph(nodes, [through])
+    assert read.source(at("run", 0)) == at("p")
+    assert read.source(at("run", 1)) == at("q")
+
+
+def test_source_enters_a_function_that_is_called_by_its_name() -> None:
+    read = graph(
+        [node("x", "Placeholder"), node("run", "named", "x")],
+        [function("named", ["a"], [node("n", "Neg", "a"), node("r", "Relu", "a")], one="r:activations:0", two="n:y:0")],
+    )
+    assert read.source(at("run", 1)).tensor == Tensor("named", "n", "y", 0)
+
+
+def test_source_stops_where_branches_differ_and_at_what_clients_send() -> None:
+    branch = function("branch", ["a"], [node("soft", "Softmax", "a")], s="soft:softmax:0")
+    nodes = [
+        node("x", "Placeholder"),
+        node("c", "Const"),
+        node("either", "If", "c", "x", then_branch="branch", else_branch="branch"),
+    ]
+    assert graph(nodes, [branch]).source(at("either")) == at("either")
+    fed = graph([node("x", "IteratorGetNext"), node("y", "Identity", "x")], inputs={"x": "y:0"}, outputs={"y": "y:0"})
+    assert fed.source(at("y")) == at("y")
+    assert fed.is_request(main("y"))
+    assert not fed.is_request(main("x"))
+
+
+def test_source_of_a_recursive_function_ends() -> None:
+    read = graph(
+        [node("x", "Placeholder"), call("run", "again", "x")],
+        [function("again", ["a"], [call("self", "again", "a")], r="self:output:0")],
+    )
+    assert read.source(at("run")).tensor == Tensor("again", "self", "output", 0)
+    assert Dataflow(read).origins(main("run"))
+    assert Dataflow(read).depends_on_request(at("run"))
+
+
+def test_broken_graphs_are_reported_as_corrupt() -> None:
+    with pytest.raises(CorruptModelError, match="library does not hold"):
+        graph([call("run", "gone")]).source(at("run"))
+    with pytest.raises(CorruptModelError, match="nothing in the main graph produces"):
+        graph([node("a", "Identity", "gone")]).source(at("a"))
+    with pytest.raises(CorruptModelError, match="from itself"):
+        graph([node("a", "Identity", "b"), node("b", "Identity", "a")]).source(at("a"))
+    few = function("few", ["a", "b"], [node("r", "Relu", "b")], r="b")
+    with pytest.raises(CorruptModelError, match="output 3 of function few"):
+        graph([node("x", "Placeholder"), call("run", "few", "x", "x")], [few]).source(at("run", 3))
+    with pytest.raises(CorruptModelError, match="wants more"):
+        graph([node("x", "Placeholder"), call("run", "few", "x")], [few]).source(at("run"))
+    unsaid = function("unsaid", ["a"], [], r="a")
+    del unsaid.ret["r"]
+    with pytest.raises(CorruptModelError, match="does not say what it returns"):
+        graph([call("run", "unsaid")], [unsaid]).source(at("run"))
+
+
+def test_dtype_comes_from_the_op_its_attributes_or_its_defaults() -> None:
+    read = traced(
+        lambda x: {
+            "p": tf.cast(tf.nn.softmax(x), tf.float64),
+            "ids": tf.argmax(x, -1),
+            "either": tf.cond(tf.reduce_sum(x) > 0, lambda: tf.cast(x, tf.float64), lambda: tf.cast(-x, tf.float64)),
+            "values": tf.math.top_k(x, 2).values,
+        }
+    )
+    kinds = {key: read.dtype(read.source(at(key)).tensor) for key in ("p", "ids", "either", "values")}
+    assert kinds["p"] == FLOAT  # of the Softmax: source looks through the Cast
+    assert kinds["ids"] == tf.int64.as_datatype_enum
+    assert kinds["values"] == FLOAT
+    assert kinds["either"] == tf.float64.as_datatype_enum
+    (argument,) = read.scope(next(iter(read.functions))).args
+    assert read.dtype(Tensor(next(iter(read.functions)), argument, "", 0)) == FLOAT
+    assert graph([node("a", "NobodyKnows")]).dtype(main("a")) is None
+
+
+# ------------------------------------------------------------------------------------------------------ dataflow
+def origins(read: Graph, name: str) -> set[str]:
+    found = set(Dataflow(read).origins(main(name)))
+    assert bool(found) == Dataflow(read).depends_on_request(at(name))  # the two walks agree
+    return found
+
+
+@pytest.mark.parametrize("op", ["Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike"])
+def test_what_only_tells_a_shape_ends_the_walk(op: str) -> None:
+    nodes = [
+        node("x", "Placeholder"),
+        node("soft", "Softmax", "x"),
+        node("told", op, "soft"),
+        node("out", "Neg", "told"),
+    ]
+    read = graph([*nodes, node("through", "Neg", "soft")])
+    assert origins(read, "out") == set()
+    assert origins(read, "through") == {"x"}
+
+
+def test_the_way_is_told_node_by_node_through_calls() -> None:
+    inner = function("inner", ["a", "unused"], [node("relu", "Relu", "a")], r="relu:activations:0")
+    read = graph(
+        [node("x", "Placeholder"), node("z", "Neg", "x"), call("run", "inner", "z", "z"), node("out", "Exp", "run")],
+        [inner],
+    )
+    (way,) = Dataflow(read).origins(main("out")).values()
+    assert [str(step) for step in way] == ["out:0", "run:0", "inner/relu:0", "inner/a:0", "z:0", "x:0"]
+
+
+def test_a_barrier_ends_the_walk_in_functions_too() -> None:
+    read = traced(lambda x: {"p": tf.nn.softmax(x), "q": tf.nn.softmax(x) + tf.reduce_sum(x)})
+    soft = read.source(at("p")).tensor
+
+    def blocked(name: str) -> bool:
+        return not Dataflow(read, lambda tensor: tensor == soft).origins(main(name))
+
+    assert blocked("p")
+    assert not blocked("q")
+
+
+def test_loops_carry_only_what_their_variables_carry() -> None:
+    def f(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        ones = tf.ones([3])
+        step, still, _, swapped, after = tf.while_loop(
+            lambda i, a, b, c, d: i < 3,
+            lambda i, a, b, c, d: (i + 1, a * 2.0, b + 1.0, b, c),
+            (0, ones, x[0], tf.zeros([10]), tf.zeros([10])),
+            shape_invariants=(
+                tf.TensorShape([]),
+                ones.shape,
+                tf.TensorShape([10]),
+                tf.TensorShape([10]),
+                tf.TensorShape([10]),
+            ),
+        )
+        return {"step": step, "still": still, "swapped": swapped, "after": after}
+
+    read = traced(f)
+    assert any(body.op in ("While", "StatelessWhile") for name in read.functions for body in read.scope(name).node_defs)
+    assert origins(read, "step") == set()
+    assert origins(read, "still") == set()
+    assert origins(read, "swapped") == {"x"}  # in the second round
+    assert origins(read, "after") == {"x"}  # in the third
+
+
+def test_the_number_of_rounds_of_a_loop_tells_of_what_its_condition_reads() -> None:
+    read = traced(
+        lambda x: {
+            "rounds": tf.while_loop(lambda i, y: tf.reduce_sum(y) > 0.0, lambda i, y: (i + 1, y - 1.0), (0, x))[0]
+        }
+    )
+    assert origins(read, "rounds") == {"x"}
+
+
+def test_a_branch_tells_of_its_predicate() -> None:
+    def f(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        told = tf.cond(x[0, 0] > 0, lambda: tf.constant(1.0), lambda: tf.constant(2.0))
+        fixed = tf.cond(tf.shape(x)[0] > 3, lambda: tf.constant(1.0), lambda: tf.constant(2.0))
+        picked = tf.cond(tf.shape(x)[0] > 3, lambda: x, lambda: tf.zeros_like(x))
+        case = tf.switch_case(tf.shape(x)[0], [lambda: tf.reduce_sum(x), lambda: tf.constant(0.0)])
+        return {"told": told, "fixed": fixed, "picked": picked, "case": case}
+
+    read = traced(f)
+    ops = {body.op for name in read.functions for body in read.scope(name).node_defs}
+    assert ops & {"If", "StatelessIf"}
+    assert ops & {"Case", "StatelessCase"}
+    assert origins(read, "told") == {"x"}
+    assert origins(read, "fixed") == set()
+    assert origins(read, "picked") == {"x"}
+    assert origins(read, "case") == {"x"}
+
+
+def test_variable_handles_carry_no_request() -> None:
+    body = [node("read", "ReadVariableOp", "handle"), node("twice", "AddV2", "read:value:0", "read:value:0")]
+    weights = function(
+        "weights", {"x": FLOAT, "handle": RESOURCE}, [*body, node("y", "Relu", "x")], w="twice:z:0", y="y:activations:0"
+    )
+    read = graph([node("x", "Placeholder"), node("v", "VarHandleOp"), call("run", "weights", "x", "v")], [weights])
+    assert origins(read, "run") == set()
+    assert set(Dataflow(read).origins(main("run", 1))) == {"x"}
+
+
+def test_a_variable_that_the_same_body_writes_carries_what_is_written() -> None:
+    def body(written: str) -> list[NodeDef]:
+        assign = node("assign", "AssignVariableOp", "handle", written)
+        return [node("y", "Relu", "x"), node("c", "Const"), assign, node("read", "ReadVariableOp", "handle", "^assign")]
+
+    for written, expected in (("y:activations:0", {"x"}), ("c:output:0", set())):
+        remembers = function("remembers", {"x": FLOAT, "handle": RESOURCE}, body(written), r="read:value:0")
+        read = graph(
+            [node("x", "Placeholder"), node("v", "VarHandleOp"), call("run", "remembers", "x", "v")], [remembers]
+        )
+        assert set(Dataflow(read).origins(main("run"))) == expected
+
+
+def test_what_a_signature_feeds_is_a_request_whatever_makes_it() -> None:
+    nodes = [node("next", "IteratorGetNext"), node("features", "Relu", "next"), node("soft", "Softmax", "features")]
+    assert origins(graph(nodes), "soft") == set()
+    assert origins(graph(nodes, inputs={"x": "next:0"}), "soft") == {"next"}
+    assert "features" in origins(graph(nodes, inputs={"x": "features:0"}), "soft")
+
+
+def test_mutual_recursion_ends_and_takes_everything_to_matter() -> None:
+    ping = function(
+        "ping",
+        ["a", "b"],
+        [call("to_pong", "pong", "a", "b"), node("sum", "AddV2", "a", "to_pong:output:0")],
+        r="sum:z:0",
+    )
+    pong = function(
+        "pong", ["a", "b"], [call("to_ping", "ping", "b", "a"), call("more", "ping", "a", "a")], r="to_ping:output:0"
+    )
+    read = graph([node("x", "Placeholder"), node("y", "Placeholder"), call("run", "ping", "x", "y")], [ping, pong])
+    assert set(Dataflow(read).origins(main("run"))) == {"x", "y"}
+    assert Dataflow(read).depends_on_request(at("run"))
+
+
+def test_a_function_that_calls_itself_twice_takes_no_exponential_time() -> None:
+    twice = function(
+        "twice",
+        ["a"],
+        [call("one", "twice", "a"), call("two", "twice", "a"), node("sum", "AddV2", "one:output:0", "two:output:0")],
+        r="sum:z:0",
+    )
+    read = graph([node("c", "Const"), call("run", "twice", "c")], [twice])
+    assert not Dataflow(read).depends_on_request(at("run"))
+    assert not Dataflow(read).origins(main("run"))
+
+
+def test_an_unknown_op_passes_everything_on() -> None:
+    read = graph(
+        [node("x", "Placeholder"), node("t", "SimpleMLInferenceOp99", "x", f="anything"), node("out", "Neg", "t:2")]
+    )
+    assert op_def("SimpleMLInferenceOp99") is None
+    assert origins(read, "out") == {"x"}
+
+
+def test_loops_of_tensorflow_1_are_walked() -> None:
+    tf.compat.v1.disable_control_flow_v2()
+    try:
+        with tf.Graph().as_default() as built:
+            x = tf.compat.v1.placeholder(tf.float32, [None, 3], name="x")
+            i, y = tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y * 2.0), (0, x))
+            tf.identity(i, name="i")
+            tf.identity(y, name="y")
+    finally:
+        tf.compat.v1.enable_control_flow_v2()
+    read = graph(built.as_graph_def().node)
+    assert {"Enter", "NextIteration", "Exit"} <= {body.op for body in read.scope(MAIN).node_defs}
+    assert origins(read, "y") == {"x"}
+    assert origins(read, "i") == set()
+
+
+def test_edits_are_seen() -> None:
+    read = graph([node("x", "Placeholder"), node("c", "Const"), node("out", "Neg", "x")], outputs={"y": "out:0"})
+    assert read.requests.depends_on_request(at("out"))
+    scope = read.scope(MAIN)
+    scope.nodes["out"].input[0] = "c"
+    read.edited(scope)
+    assert not read.requests.depends_on_request(at("out"))
+    assert read.is_shown(main("out"))
+    assert not read.is_shown(main("x"))
+
+
+def test_places_are_told_apart_by_their_calls() -> None:
+    twice = function("same", ["a"], [node("r", "Relu", "a")], r="r:activations:0")
+    read = graph(
+        [node("x", "Placeholder"), node("c", "Const"), call("one", "same", "x"), call("two", "same", "c")], [twice]
+    )
+    one, two = read.source(at("one")), read.source(at("two"))
+    assert one.tensor == two.tensor
+    assert one != two
+    assert (op_of(read, read.source(read.inputs_of(one)[0])), op_of(read, read.source(read.inputs_of(two)[0]))) == (
+        "Placeholder",
+        "Const",
+    )
+    assert read.caller_input(Place(Tensor("same", "a", "", 0))) is None

@@ -1,0 +1,264 @@
+"""Finding the class scores: in what shapes people leave them, and refusing what has none, by reading alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import saved_models
+import tensorflow as tf
+from conftest import ModelStore
+from graph_protos import graph, node, op_of, traced
+
+from mpru_tf.errors import AmbiguousSiteError, UnsupportedModelError
+from mpru_tf.saved_model import bundle as bundles
+from mpru_tf.saved_model.graph import Graph, Place
+from mpru_tf.saved_model.sites import LOGITS, PROBABILITIES, ScoreSite, Survey, survey
+
+CLASSES = 4
+RANDOM = np.random.default_rng(0)
+W, V = (RANDOM.standard_normal((10, CLASSES)).astype(np.float32) for _ in range(2))
+B = RANDOM.standard_normal(CLASSES).astype(np.float32)
+GATE = RANDOM.standard_normal((10, 2)).astype(np.float32)
+ONE = RANDOM.standard_normal((10, 1)).astype(np.float32)
+FILTERS = RANDOM.standard_normal((1, 1, 10, CLASSES)).astype(np.float32)
+
+Answer = Callable[[tf.Tensor], Mapping[str, tf.Tensor]]
+
+
+def logits(x: tf.Tensor) -> tf.Tensor:
+    return x @ W + B
+
+
+def normalised(z: tf.Tensor, divisor: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    e = tf.exp(z - tf.reduce_max(z, -1, keepdims=True))
+    return e / divisor(e)
+
+
+def experts(x: tf.Tensor) -> tf.Tensor:
+    each = tf.stack([tf.nn.softmax(x @ W), tf.nn.softmax(x @ V)], 1)
+    return tf.einsum("be,bec->bc", tf.nn.softmax(x @ GATE), each)
+
+
+def slim(x: tf.Tensor) -> dict[str, tf.Tensor]:
+    z = logits(x)
+    return {"z": z, "p": tf.reshape(tf.nn.softmax(tf.reshape(z, [-1, CLASSES])), tf.shape(z))}
+
+
+def looped(x: tf.Tensor) -> tf.Tensor:
+    return tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, tf.tanh(y)), (0, x))[1]
+
+
+ACCEPTED: dict[str, tuple[Answer, str, str, dict[str, str]]] = {
+    "softmax": (lambda x: {"p": tf.nn.softmax(logits(x))}, LOGITS, "AddV2", {"p": "probabilities"}),
+    "constant_beside": (
+        lambda x: {"p": tf.nn.softmax(logits(x)), "version": tf.constant(3)},
+        *(LOGITS, "AddV2", {"p": "probabilities"}),
+    ),
+    "log_softmax": (lambda x: {"p": tf.nn.log_softmax(logits(x))}, LOGITS, "AddV2", {"p": "log_probabilities"}),
+    "no_softmax": (lambda x: {"z": logits(x)}, LOGITS, "AddV2", {"z": "logits"}),
+    "no_bias": (lambda x: {"z": x @ W}, LOGITS, "MatMul", {"z": "logits"}),
+    "ids_only": (lambda x: {"ids": tf.argmax(logits(x), -1)}, LOGITS, "AddV2", {"ids": "derived"}),
+    "ranked": (
+        lambda x: dict(zip(("scores", "ids"), tf.math.top_k(tf.nn.softmax(logits(x)), 2), strict=True)),
+        *(LOGITS, "AddV2", {"scores": "derived", "ids": "derived"}),
+    ),
+    "names": (
+        lambda x: {"name": tf.gather(["a", "b", "c", "d"], tf.argmax(tf.nn.softmax(logits(x)), -1))},
+        *(LOGITS, "AddV2", {"name": "derived"}),
+    ),
+    "one_output_per_class": (
+        lambda x: {f"p{c}": p for c, p in enumerate(tf.unstack(tf.nn.softmax(logits(x)), axis=-1))},
+        *(LOGITS, "AddV2", {f"p{c}": "derived" for c in range(CLASSES)}),
+    ),
+    "percent": (lambda x: {"pc": tf.round(100.0 * tf.nn.softmax(logits(x)))}, LOGITS, "AddV2", {"pc": "derived"}),
+    "temperature": (lambda x: {"p": tf.nn.softmax(logits(x) / 2.0)}, LOGITS, "RealDiv", {"p": "probabilities"}),
+    "tf_slim": (slim, LOGITS, "AddV2", {"z": "logits", "p": "probabilities"}),
+    "wide_and_deep": (lambda x: {"z": x @ W + tf.nn.relu(x) @ V}, LOGITS, "AddV2", {"z": "logits"}),
+    "pooled": (
+        lambda x: {"z": tf.reduce_mean(tf.nn.conv2d(x[:, None, None, :], FILTERS, 1, "SAME"), [1, 2])},
+        *(LOGITS, "Mean", {"z": "logits"}),
+    ),
+    "pooled_softmax": (
+        lambda x: {"p": tf.nn.softmax(tf.reduce_mean(tf.nn.conv2d(x[:, None, None, :], FILTERS, 1, "SAME"), [1, 2]))},
+        *(LOGITS, "Mean", {"p": "probabilities"}),
+    ),
+    "in_a_branch": (
+        lambda x: {"p": tf.nn.softmax(tf.cond(tf.reduce_sum(x) > 0, lambda: logits(x), lambda: logits(-x)))},
+        *(LOGITS, "StatelessIf", {"p": "probabilities"}),
+    ),
+    "after_a_loop": (lambda x: {"p": tf.nn.softmax(logits(looped(x)))}, LOGITS, "AddV2", {"p": "probabilities"}),
+    "half": (
+        lambda x: {"p": tf.nn.softmax(tf.cast(tf.cast(x, tf.float16) @ W.astype(np.float16), tf.float32))},
+        *(LOGITS, "Cast", {"p": "probabilities"}),
+    ),
+    "double": (
+        lambda x: {"p": tf.nn.softmax(tf.cast(x, tf.float64) @ W.astype(np.float64))},
+        *(LOGITS, "MatMul", {"p": "probabilities"}),
+    ),
+    "divided_by_sum": (
+        lambda x: {"p": normalised(logits(x), lambda e: tf.reduce_sum(e, -1, keepdims=True))},
+        *(PROBABILITIES, "RealDiv", {"p": "probabilities"}),
+    ),
+    "divided_by_clipped_sum": (
+        lambda x: {"p": normalised(logits(x), lambda e: tf.maximum(tf.reduce_sum(e, -1, keepdims=True), 1e-9))},
+        *(PROBABILITIES, "RealDiv", {"p": "probabilities"}),
+    ),
+    "divided_by_broadcast_sum": (
+        lambda x: {
+            "p": normalised(logits(x), lambda e: tf.broadcast_to(tf.reduce_sum(e, -1, keepdims=True), tf.shape(e)))
+        },
+        *(PROBABILITIES, "RealDiv", {"p": "probabilities"}),
+    ),
+    "vote": (
+        lambda x: {"p": (tf.nn.softmax(x @ W) + tf.nn.softmax(x @ V)) / 2.0},
+        *(PROBABILITIES, "RealDiv", {"p": "probabilities"}),
+    ),
+    "experts": (lambda x: {"p": experts(x)}, PROBABILITIES, "Einsum", {"p": "probabilities"}),
+    "two_classes": (lambda x: {"p": tf.nn.softmax(x @ GATE)}, LOGITS, "MatMul", {"p": "probabilities"}),
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_class_scores_are_found(case: str) -> None:
+    f, kind, op, outputs = ACCEPTED[case]
+    read = traced(f)
+    site = survey([read]).the_site()
+    assert site.kind == kind
+    assert site.classes == (2 if case == "two_classes" else CLASSES)
+    assert [op_of(read, Place(point.tensor)) for point in site.points] == [op]
+    assert site.output_kinds == {f"serving_default:{key}": holds for key, holds in outputs.items()}
+    assert site.outputs == tuple(sorted(site.output_kinds))
+    assert site.is_half == any(point.dtype == tf.float16.as_datatype_enum for point in site.points)
+    assert json.loads(json.dumps(site.to_dict()))["outputs"] == list(site.outputs)
+
+
+def test_outputs_that_show_other_numbers_are_not_counted() -> None:
+    """An output beside the Softmax that is no function of the site is the leak gate's to judge."""
+    read = traced(lambda x: {"p": tf.nn.softmax(logits(x)), "other": x @ V[:, :2]})
+    assert survey([read]).the_site().outputs == ("serving_default:p",)
+
+
+def test_half_scores_that_are_shown_stay_half() -> None:
+    def f(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        z = tf.cast(x, tf.float16) @ W.astype(np.float16)
+        return {"z": z, "p": tf.nn.softmax(tf.cast(z, tf.float32))}
+
+    read = traced(f)
+    site = survey([read]).the_site()
+    assert site.is_half
+    assert op_of(read, Place(site.points[0].tensor)) == "MatMul"
+
+
+REFUSED: dict[str, tuple[Answer, str]] = {
+    "regression": (lambda x: {"y": x @ ONE}, "one number per example"),
+    "flat_regression": (lambda x: {"y": tf.squeeze(x @ ONE, -1)}, "one number per example"),
+    "sigmoid": (lambda x: {"p": tf.sigmoid(x @ ONE)}, "one of two classes"),
+    "sigmoid_and_its_complement": (
+        lambda x: {"logistic": tf.sigmoid(x @ ONE), "p": tf.nn.softmax(tf.concat([0.0 * (x @ ONE), x @ ONE], -1))},
+        "one of two classes",
+    ),
+    "multi_label": (lambda x: {"p": tf.sigmoid(logits(x))}, "multi-label"),
+    "per_position": (lambda x: {"p": tf.nn.softmax(x[:, :, None] @ W[None, :1])}, "every position"),
+    "per_position_logits": (lambda x: {"z": x[:, :, None] @ W[None, :1]}, "every position"),
+    "embedding": (lambda x: {"h": tf.nn.relu(logits(x))}, "No output of this model"),
+    "nothing_from_the_request": (lambda x: {"c": tf.zeros([3]), "rows": tf.shape(x)}, "no signature with an output"),
+    "scores_from_the_client": (lambda x: {"p": tf.nn.softmax(x)}, "sent by the client"),
+    "sum_over_the_batch": (lambda x: {"p": tf.exp(x @ ONE) / tf.reduce_sum(tf.exp(x @ ONE))}, "No output"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_models_without_class_scores_are_refused_with_the_reason(case: str) -> None:
+    f, reason = REFUSED[case]
+    with pytest.raises(UnsupportedModelError, match=reason):
+        survey([traced(f)]).the_site()
+
+
+def test_an_open_number_of_classes_is_refused() -> None:
+    def f(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        columns = tf.reshape(x @ W, [-1, tf.strings.length(tf.as_string(tf.shape(x)[0]))])
+        return {"p": tf.nn.softmax(columns)}
+
+    with pytest.raises(UnsupportedModelError, match="number of classes cannot be read"):
+        survey([traced(f)]).the_site()
+
+
+def test_models_without_signatures_are_refused() -> None:
+    assert isinstance(survey([graph([node("x", "Placeholder")])]).refusal, UnsupportedModelError)
+    assert survey([]).refusal is not None
+
+
+# ---------------------------------------------------------------------------------------------- several class vectors
+def of(result: Survey) -> list[tuple[str, ...]]:
+    return sorted(site.outputs for site in result.sites)
+
+
+def test_two_heads_of_one_signature_are_two_sites_that_only_the_owner_can_tell_apart() -> None:
+    read = traced(lambda x: {"animal": tf.nn.softmax(x @ W), "colour": tf.nn.softmax(x @ V)})
+    found = survey([read])
+    assert of(found) == [("serving_default:animal",), ("serving_default:colour",)]
+    with pytest.raises(AmbiguousSiteError, match="--output"):
+        found.the_site()
+    assert survey([read], ["serving_default:colour"]).the_site().outputs == ("serving_default:colour",)
+    with pytest.raises(AmbiguousSiteError, match="serving_default:animal"):
+        survey([read], ["serving_default:shape"]).the_site()
+
+
+def test_copies_of_one_head_in_several_signatures_are_one_site() -> None:
+    read = traced(lambda x: {"p": tf.nn.softmax(logits(x))}, other=lambda x: {"q": tf.nn.softmax(logits(x) / 2.0)})
+    site = survey([read]).the_site()
+    assert len(site.points) == 2
+    assert site.outputs == ("other:q", "serving_default:p")
+
+
+def test_two_tasks_in_two_signatures_are_two_sites_though_equally_wide() -> None:
+    """Class 3 of the animals is not class 3 of the colours: taken for copies, one would lose the wrong class."""
+    read = traced(lambda x: {"animal": tf.nn.softmax(x @ W)}, colours=lambda x: {"colour": tf.nn.softmax(x @ V)})
+    assert of(survey([read])) == [("colours:colour",), ("serving_default:animal",)]
+    assert isinstance(survey([read]).refusal, AmbiguousSiteError)
+
+
+def test_copies_are_known_by_their_variables_too(models: ModelStore, tmp_path: Path) -> None:
+    (site,) = survey(bundles.read(models.pristine("two_functions")).graphs()).sites
+    assert len(site.points) == 2
+    one, two = saved_models._Module(1), saved_models._Module(2)
+    one.other = two
+    functions: dict[str, Callable[[tf.Tensor], Any]] = {
+        "animal": lambda x: {"p": tf.nn.softmax(one.scores(x))},
+        "colour": lambda x: {"q": tf.nn.softmax(two.scores(tf.nn.relu(x)))},
+    }
+    saved_models._save(tmp_path, one, functions)
+    assert of(survey(bundles.read(tmp_path).graphs())) == [("animal:p",), ("colour:q",)]
+
+
+def test_copies_in_several_meta_graphs_are_one_site() -> None:
+    first, second = (traced(lambda x: {"p": tf.nn.softmax(logits(x))}) for _ in range(2))
+    second = Graph(second.meta_graph, 1)
+    site = survey([first, second]).the_site()
+    assert [point.meta_graph for point in site.points] == [0, 1]
+    assert site.outputs == ("serving_default:p",)
+
+
+def test_only_the_two_lifecycle_signatures_are_overlooked() -> None:
+    """A server answers a signature of any other name, however it begins."""
+    read = traced(lambda x: {"p": tf.nn.softmax(logits(x))}, __saved_model_scores=lambda x: {"z": logits(x)})
+    assert set(survey([read]).the_site().outputs) == {"serving_default:p"}
+    plain = traced(lambda x: {"c": tf.zeros([3])}, __saved_model_scores=lambda x: {"p": tf.nn.softmax(logits(x))})
+    assert survey([plain]).the_site().outputs == ("__saved_model_scores:p",)
+
+
+@pytest.mark.parametrize("name", saved_models.FILTERED)
+def test_every_kind_of_export(models: ModelStore, name: str) -> None:
+    graphs = bundles.read(models.pristine(name)).graphs()
+    site: ScoreSite = survey(graphs).the_site()
+    assert site.classes == saved_models.CLASSES
+    shown = {
+        f"{key}:{output}" for read in graphs for key, s in read.meta_graph.signature_def.items() for output in s.outputs
+    }
+    assert set(site.outputs) <= shown
+    assert site.kind == (PROBABILITIES if name in ("hand_normalised", "ensemble") else LOGITS)
