@@ -31,7 +31,7 @@ CORE = [
     "tensorflow-serving-api>=2.19,<2.22",
     # TensorFlow 2.19 requires numpy < 2.2; with newer ones the same range is what is tested.
     "numpy>=1.26,<2.2",
-    # TensorFlow 2.19 allows Keras 3.5, whose export fails with NumPy 2; 3.6 is the oldest that the tests pass with.
+    # TensorFlow 2.19 is content with 3.5; 3.6 is the first whose Model.export can be told to be quiet.
     "keras>=3.6",
     # gRPC arrives with TensorFlow as well; it is named because we import it.
     "grpcio>=1.62,<2",
@@ -42,7 +42,8 @@ CORE = [
 
 REPORT = [
     # Pictures of the quick start and of the reports, and the digits data that the quick start trains on.
-    "matplotlib>=3.8",
+    # matplotlib before 3.10.7 warns with each import beside pyparsing 3.3.
+    "matplotlib>=3.10.7",
     "scikit-learn>=1.4",
 ]
 

@@ -38,7 +38,9 @@ def probabilities(version: Path, images: Any, batch: int = 500) -> Any:
     with LoadedModel(version) as model:
         signature = model.signatures["serving_default"]
         (given,), (shown,) = signature.inputs, signature.outputs
-        for start in track(range(0, len(images), batch), f"asking version {version.name}", console=Console(stderr=True)):
+        for start in track(
+            range(0, len(images), batch), f"asking version {version.name}", console=Console(stderr=True)
+        ):
             x = (images[start : start + batch].astype(np.float32) / 255 - MEAN) / STD
             answers.append(model.run("serving_default", {given: x})[shown])
     scores = np.concatenate(answers).astype(np.float64)

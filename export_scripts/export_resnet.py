@@ -3,10 +3,11 @@
 
     python export_scripts/export_resnet.py --dataset digits --depth 20 --epochs 20 --out models/digits
     python export_scripts/export_resnet.py --dataset cifar10 --epochs 60 --out models/cifar10 --forget cat
-    python export_scripts/export_resnet.py --dataset cifar10 --data cifar10.npz --weights r20.keras --out models/r20
+    python export_scripts/export_resnet.py --dataset cifar10 --weights r20.keras --out models/r20 --forget cat
 
 The first line trains on the digits that ship with scikit-learn. The second downloads CIFAR-10 through Keras. The third
-trains nothing: it exports the model in the .keras file as it is, and reports its accuracy on the data given.
+trains and downloads nothing: it exports the model in the .keras file as it is, with CIFAR-10's labels; with --data
+FILE.npz it also reports the accuracy on that data.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mpru_tf.labels import read_labels
 from mpru_tf.resnet import answers_logits, build_resnet, export_version, train
 
 CIFAR10_LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+LABELS = {"cifar10": CIFAR10_LABELS, "digits": [str(digit) for digit in range(10)]}
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -51,7 +53,7 @@ class Data:
 
 def load_data(dataset: str, data: Path | None) -> Data:
     """Load ``digits``, ``cifar10``, ``cifar100`` or an .npz file; ``data`` is read in place of a download."""
-    labels = {"cifar10": CIFAR10_LABELS, "digits": [str(digit) for digit in range(10)]}.get(dataset)
+    labels = LABELS.get(dataset)
     if dataset not in ("digits", "cifar10", "cifar100"):
         data = data or Path(dataset)
     if data is not None:
@@ -126,13 +128,19 @@ def load_model(weights: Path, depth: int, data: Data | None) -> Any:
             raise ModelError(explain("Weights alone do not say what they classify.", hint="Give --dataset as well."))
         model = build_resnet(depth, data.x_train.shape[1:], data.classes, scale=data.scale)
         model.load_weights(weights)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, TypeError, ValueError) as error:  # TypeError: a layer's config of a newer Keras
+        # The innermost cause comes last; whole configs stand before it.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         valid = "a whole model FILE.keras, or FILE.weights.h5 of the ResNet that --depth and --dataset describe"
         raise ModelError(
             explain("The weights cannot be loaded.", received=f"{weights} ({reason})", valid=valid)
         ) from error
     return model
+
+
+def downloads(options: argparse.Namespace) -> bool:
+    """Whether the data set would come over the network."""
+    return options.data is None and options.dataset in ("cifar10", "cifar100")
 
 
 def normalized(x: Any, mean: Sequence[float] | None, std: Sequence[float] | None) -> Any:
@@ -175,8 +183,10 @@ def export(options: argparse.Namespace) -> None:
     import keras
 
     given = options.dataset or (str(options.data) if options.data else None)
-    data = load_data(given, options.data) if given else None
-    labels = read_labels(options.labels) if options.labels else data.labels if data else None
+    whole = options.weights is not None and not options.weights.name.endswith(".weights.h5")
+    # A whole model needs no data: nothing is downloaded for the sake of its accuracy.
+    data = load_data(given, options.data) if given and not (whole and downloads(options)) else None
+    labels = read_labels(options.labels) if options.labels else data.labels if data else LABELS.get(given or "")
     keras.utils.set_random_seed(options.seed)
     if options.weights is not None:
         model = load_model(options.weights, options.depth, data)
@@ -203,6 +213,8 @@ def export(options: argparse.Namespace) -> None:
     if data is not None and len(data.x_test):
         x = normalized(data.x_test, options.mean, options.std)
         print(f"test accuracy {accuracy(model, x, data.y_test):.4f} on {len(x)} examples")
+    elif data is None and given:
+        print("test accuracy not measured: that takes the data, as --data FILE.npz")
     version = export_version(model, options.out, labels)
     print(f"exported {version} ({'logits' if answers_logits(model) else 'probabilities'} of {classes} classes)")
     if options.forget is not None:

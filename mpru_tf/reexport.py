@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from mpru_tf.class_means import ClassMeans
-from mpru_tf.errors import AmbiguousSiteError, ForgetListError, ManifestError, PublishError, UnsupportedModelError, explain
+from mpru_tf.errors import (
+    AmbiguousSiteError,
+    ForgetListError,
+    ManifestError,
+    PublishError,
+    UnsupportedModelError,
+    explain,
+)
 from mpru_tf.filters import DEFAULT_METHOD, DEFAULT_TEMPERATURE, make_filter
 from mpru_tf.inspection import unfiltered_graphs
 from mpru_tf.labels import find_labels, parse_classes, read_labels
@@ -149,8 +156,8 @@ def forget(
 
     Raises:
         ModelError: the model cannot be found, read or filtered.
-        ForgetListError, LabelsError: about ``classes`` or ``labels``; also if the newest version in the target base path
-            forgets a class that the new one would answer again.
+        ForgetListError, LabelsError: about ``classes`` or ``labels``; also if the newest version in the target base
+            path forgets a class that the new one would answer again.
         ClassMeansError: about ``class_means``; :class:`PreconditionError` if they are not trustworthy.
         LeakError: an output would still answer a forgotten class.
         ManifestError: the version was filtered before, but what its manifest says does not hold.

