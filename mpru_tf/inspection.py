@@ -11,7 +11,7 @@ from mpru_tf.errors import ModelError
 from mpru_tf.manifest import Manifest, read_manifest
 from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model import shapes
-from mpru_tf.saved_model.graph import LIFECYCLE_SIGNATURES
+from mpru_tf.saved_model.graph import is_for_clients
 from mpru_tf.saved_model.sites import ScoreSite, survey
 from mpru_tf.saved_model.splice import unsplice
 from mpru_tf.versions import find_version
@@ -85,7 +85,7 @@ def inspect(model: str | os.PathLike[str]) -> Inspection:
             name: _signature(signature)
             for graph in graphs
             for name, signature in sorted(graph.meta_graph.signature_def.items())
-            if name not in LIFECYCLE_SIGNATURES
+            if is_for_clients(name, signature)
         },
         score_sites=survey_of.sites,
         forgotten=manifest.forgotten if manifest is not None else (),

@@ -26,7 +26,7 @@ from mpru_tf.inspection import unfiltered_graphs
 from mpru_tf.labels import find_labels, parse_classes, read_labels
 from mpru_tf.manifest import MANIFEST, Manifest, read_manifest
 from mpru_tf.saved_model import bundle as bundles
-from mpru_tf.saved_model.graph import LIFECYCLE_SIGNATURES
+from mpru_tf.saved_model.graph import is_for_clients
 from mpru_tf.saved_model.leaks import LeakGate, refuse, score_family
 from mpru_tf.saved_model.prune import drop_output, prune
 from mpru_tf.saved_model.sites import survey
@@ -321,7 +321,7 @@ def _check_outputs_exist(bundle: Bundle, named: Sequence[str], option: str) -> N
             for graph in bundle.graphs()
             for name, signature in graph.meta_graph.signature_def.items()
             for key in signature.outputs
-            if name not in LIFECYCLE_SIGNATURES
+            if is_for_clients(name, signature)
         }
     )
     unknown = [output for output in named if output not in valid]

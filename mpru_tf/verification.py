@@ -194,7 +194,7 @@ def _every_byte(directory: Path) -> Check:
         names = sorted(reader.get_variable_to_shape_map())
         for name in names:
             reader.get_tensor(name)  # compares the bytes with the CRC32C in the index
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
         return Check("variables", False, f"{type(error).__name__}: {str(error).splitlines()[0]}")
     return Check("variables", True, f"{len(names)} tensors match their checksums")
 

@@ -193,6 +193,34 @@ def echo(path: Path) -> None:
     _save(path, module, {"serving_default": answer})
 
 
+def called_twice(path: Path) -> None:
+    """One set of weights, multiplied with twice: once for the probabilities, once for the ids."""
+    module = _Module(17)
+    _save(
+        path,
+        module,
+        {
+            "serving_default": lambda x: {
+                "probabilities": tf.nn.softmax(module.scores(x)),
+                "class_ids": tf.argmax(tf.nn.softmax(module.scores(x)), axis=-1),
+            }
+        },
+    )
+
+
+def tf1_slim(path: Path) -> None:
+    """TensorFlow 1 as TF-slim builds it: squeezed convolution, reshapes around the Softmax, logits shown as well."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [None, FEATURES], name="images")
+        w = v1.get_variable("w", [1, FEATURES, 1, CLASSES], initializer=v1.random_normal_initializer(seed=1))
+        grid = tf.reshape(x, [-1, 1, FEATURES, 1])
+        z = tf.squeeze(tf.nn.bias_add(tf.nn.conv2d(grid, w, 1, "VALID"), tf.zeros([CLASSES])), [1, 2])
+        p = tf.reshape(tf.nn.softmax(tf.reshape(z, [-1, CLASSES])), tf.shape(z))
+        session.run(v1.global_variables_initializer())
+        v1.saved_model.simple_save(session, str(path), {"images": x}, {"logits": z, "predictions": p})
+
+
 def tf1_classify(path: Path) -> None:
     """TensorFlow 1: ref variables, a classify signature with TopK-sorted labels and scores, and predict."""
     v1 = tf.compat.v1
@@ -268,11 +296,22 @@ def two_heads(path: Path) -> None:
     _save(path, module, {"serving_default": answer})
 
 
+def twin_heads(path: Path) -> None:
+    """Two class vectors of the same length, from weights of their own."""
+    module, other = _Module(25), _Module(26)
+    module.other = other
+
+    def answer(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"student": tf.nn.softmax(module.scores(x)), "teacher": tf.nn.softmax(other.scores(x))}
+
+    _save(path, module, {"serving_default": answer})
+
+
 FILTERED: dict[str, Callable[[Path], None]] = {
     maker.__name__: maker
     for maker in (
         *(keras3, keras3_logits, keras2, argmax_of_logits, two_functions, hand_normalised, ensemble, half, double),
-        *(fixed_batch, echo, tf1_classify),
+        *(fixed_batch, echo, called_twice, tf1_classify, tf1_slim),
     )
 }
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -282,6 +321,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "multi_label": (multi_label, "multi-label"),
     "per_pixel": (per_pixel, "every position"),
     "two_heads": (two_heads, "several class vectors"),
+    "twin_heads": (twin_heads, "several class vectors"),
     "embedding": (embedding, "serving_default:embedding"),
     "tempered_softmax": (tempered_softmax, "serving_default:logits"),
 }

@@ -155,6 +155,14 @@ def test_two_heads_are_told_apart_by_naming_an_output(models: ModelStore, tmp_pa
     np.testing.assert_array_equal(after["colour"], before["colour"])
 
 
+def test_two_heads_of_the_same_classes_can_be_named_together(models: ModelStore, tmp_path: Path) -> None:
+    base = models.base("twin_heads", tmp_path)
+    result = mpru_tf.forget(base, [1], outputs=["serving_default:student", "serving_default:teacher"])
+    after = answers(result.path, "serving_default")
+    assert np.all(after["student"][:, 1] == 0)
+    assert np.all(after["teacher"][:, 1] == 0)
+
+
 def test_an_embedding_can_be_allowed(models: ModelStore, tmp_path: Path) -> None:
     base = models.base("embedding", tmp_path)
     result = mpru_tf.forget(base, [1], allow_outputs=["serving_default:embedding"])

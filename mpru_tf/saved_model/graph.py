@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tensorflow.core.framework.function_pb2 import FunctionDef
     from tensorflow.core.framework.node_def_pb2 import NodeDef
     from tensorflow.core.framework.op_def_pb2 import OpDef
-    from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
+    from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef, SignatureDef
 
 MAIN = ""
 """Name of the scope that is the main graph."""
@@ -45,8 +45,7 @@ SHAPE_OPS = frozenset(
     {"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike", "BroadcastGradientArgs", "TensorArraySizeV3"}
 )
 PLACEHOLDER_OPS = frozenset({"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"})
-# SignatureDefs of these names are for whoever loads or trains the model; they are no outputs for clients.
-LIFECYCLE_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
+_LIFECYCLE_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
 CALL_OPS = frozenset({"PartitionedCall", "StatefulPartitionedCall", "TPUPartitionedCall"})
 IF_OPS = frozenset({"If", "StatelessIf"})
 CASE_OPS = frozenset({"Case", "StatelessCase"})
@@ -393,6 +392,11 @@ class Graph:
                 yield value.func.name
             elif kind == "list":
                 yield from (function.name for function in value.list.func)
+
+
+def is_for_clients(name: str, signature: SignatureDef) -> bool:
+    """Whether a server answers a SignatureDef; the loader's and the trainer's own ones have no method name."""
+    return name not in _LIFECYCLE_SIGNATURES or bool(signature.method_name)
 
 
 def op_def(op: str) -> OpDef | None:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mpru_tf.errors import LeakError, explain
-from mpru_tf.saved_model.graph import LIFECYCLE_SIGNATURES, Dataflow, Graph, Place, Tensor
+from mpru_tf.saved_model.graph import Dataflow, Graph, Place, Tensor, is_for_clients
 from mpru_tf.saved_model.sites import SitePoint
 from mpru_tf.saved_model.splice import Splice
 
@@ -107,7 +107,7 @@ class LeakGate:
         """Every signature output that is reached past the filter and is not allowed."""
         leaks = []
         for name, signature in sorted(self.graph.meta_graph.signature_def.items()):
-            if name in LIFECYCLE_SIGNATURES:
+            if not is_for_clients(name, signature):
                 continue
             for key, info in sorted(signature.outputs.items()):
                 for tensor_name in _tensor_names(info):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpru_tf.errors import AmbiguousSiteError, UnsupportedModelError, explain
 from mpru_tf.saved_model import shapes
-from mpru_tf.saved_model.graph import LIFECYCLE_SIGNATURES, MAIN, Dataflow, Graph, Place, Tensor
+from mpru_tf.saved_model.graph import MAIN, Dataflow, Graph, Place, Tensor, is_for_clients
 
 if TYPE_CHECKING:
     from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef, TensorInfo
@@ -226,7 +226,7 @@ def survey(graphs: Sequence[Graph], outputs: Sequence[str] = ()) -> Survey:
         named = tuple(site for site in sites if not set(outputs).isdisjoint(site.output_kinds))
         if not named:
             return Survey(sites, _not_named(outputs, sites))
-        sites = named
+        sites = _joined(named)
     return Survey(sites, _ambiguous(sites) if len(sites) > 1 else None)
 
 
@@ -252,7 +252,7 @@ def _candidate(graph: Graph, name: str, signature: SignatureDef, key: str, info:
         return None
     start = Place(graph.signature_tensor(info.name))
     flow = graph.requests
-    if name in LIFECYCLE_SIGNATURES or not flow.depends_on_request(start):
+    if not is_for_clients(name, signature) or not flow.depends_on_request(start):
         return None
     declared = shapes.from_proto(info.tensor_shape)
 
@@ -423,10 +423,10 @@ def _is_class_vector(candidate: Candidate) -> bool:
 def _group(chosen: list[tuple[Graph, Candidate]], kind: str, reason: str) -> tuple[ScoreSite, ...]:
     """Put together the copies of one class vector.
 
-    Two tensors are copies of each other when they have the same number of classes, come from the same weights and no
-    signature shows both: Keras exports one function per endpoint, TensorFlow 1 graphs one head per MetaGraph. Two class
-    vectors of the same signature, or from different weights, are two different sites, even when they have the same
-    length.
+    Two tensors are copies of each other when they have the same number of classes and come from the same weights: Keras
+    exports one function per endpoint, TensorFlow 1 graphs one head per MetaGraph, hand-written functions call the
+    model twice. Where the graph does not tell the weights, two class vectors of one signature are two different sites,
+    even when they have the same length.
     """
     used_by: dict[SitePoint, set[tuple[int, str]]] = {}
     weights: dict[SitePoint, frozenset[str | bytes]] = {}
@@ -446,14 +446,27 @@ def _group(chosen: list[tuple[Graph, Candidate]], kind: str, reason: str) -> tup
     groups: list[list[SitePoint]] = []
     for point in used_by:
         for group in groups:
-            if group[0].classes != point.classes or not _same_weights(weights[group[0]], weights[point]):
+            if group[0].classes != point.classes:
                 continue
-            if all(used_by[point].isdisjoint(used_by[other]) for other in group):
+            one, other = weights[group[0]], weights[point]
+            shared = not one.isdisjoint(other)
+            untold = not one or not other
+            if shared or (untold and all(used_by[point].isdisjoint(used_by[member]) for member in group)):
                 group.append(point)
                 break
         else:
             groups.append([point])
     return tuple(ScoreSite(kind, group[0].classes, tuple(group), {}, reason) for group in groups)
+
+
+def _joined(named: tuple[ScoreSite, ...]) -> tuple[ScoreSite, ...]:
+    """One site of all that were named, if they have as many classes as each other."""
+    first = named[0]
+    if any(site.classes != first.classes for site in named):
+        return named
+    points = tuple(point for site in named for point in site.points)
+    kinds = {output: kind for site in named for output, kind in site.output_kinds.items()}
+    return (dataclasses.replace(first, points=points, output_kinds=kinds),)
 
 
 def _weights(graph: Graph, place: Place) -> frozenset[str | bytes]:
@@ -480,11 +493,6 @@ def _weights(graph: Graph, place: Place) -> frozenset[str | bytes]:
         else:
             queue.extend(step for step in inputs if not flow.depends_on_request(step))
     return frozenset(found)
-
-
-def _same_weights(one: frozenset[str | bytes], other: frozenset[str | bytes]) -> bool:
-    """Whether two layers share weights; taken for granted where the graph does not tell."""
-    return not one or not other or not one.isdisjoint(other)
 
 
 def _sent_by_client(candidate: Candidate) -> UnsupportedModelError:
@@ -679,7 +687,8 @@ def _ambiguous(sites: tuple[ScoreSite, ...]) -> AmbiguousSiteError:
             "to guess.",
             received=listed,
             valid="one class vector",
-            hint="Name an output that is computed from the right one with --output SIG:KEY.",
+            hint="Name an output that is computed from the right one with --output SIG:KEY, or one of each if all of "
+            "them count the same classes.",
         )
     )
 

@@ -290,6 +290,18 @@ def test_a_signature_is_not_excused_by_a_name_like_the_loader_s_own() -> None:
     assert found(gated(read)[1]) == {"__saved_model_raw:z": False}
 
 
+@pytest.mark.parametrize("name", ["__saved_model_init_op", "__saved_model_train_op"])
+def test_the_loader_s_own_signatures_are_passed_over_unless_a_server_would_answer_them(name: str) -> None:
+    read = traced(lambda x: {"p": tf.nn.softmax(x @ W + B)}, other=lambda x: {"loss": tf.reduce_sum(x @ W)})
+    read.meta_graph.signature_def[name].CopyFrom(read.meta_graph.signature_def["other"])
+    del read.meta_graph.signature_def["other"]
+    read = Graph(read.meta_graph)
+    points = survey([read]).the_site().points
+    assert found(gated(read, points)[1]) == {}
+    read.meta_graph.signature_def[name].method_name = "tensorflow/serving/predict"
+    assert found(LeakGate(read, [], frozenset()).signature_leaks()).keys() == {f"{name}:loss", "serving_default:p"}
+
+
 def test_what_a_signature_feeds_into_the_middle_is_a_request() -> None:
     """TensorFlow 1 graphs on an input pipeline have no placeholder at all."""
     nodes = [
