@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpru_tf.errors import ModelError
+from mpru_tf.errors import CorruptModelError, ManifestError, ModelError, explain
 from mpru_tf.manifest import Manifest, read_manifest
 from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model import shapes
@@ -95,10 +95,23 @@ def inspect(model: str | os.PathLike[str]) -> Inspection:
 
 
 def unfiltered_graphs(bundle: Bundle, manifest: Manifest | None) -> list[Graph]:
-    """The graphs with any filter of ours taken out again. Edits the bundle in place."""
-    if manifest is not None:
-        for done in manifest.splices:
+    """The graphs with any filter of ours taken out again. Edits the bundle in place.
+
+    Raises:
+        ManifestError: the filter is not where the manifest says.
+    """
+    for done in manifest.splices if manifest is not None else ():
+        try:
             unsplice(bundle.graphs()[done.meta_graph], done)
+        except (IndexError, CorruptModelError) as error:
+            raise ManifestError(
+                explain(
+                    "The filter is not where the manifest says.",
+                    received=f"{done.filtered} in {done.function or 'the main graph'} of {bundle.directory}",
+                    valid="a version as mpru_tf published it",
+                    hint="Start from the version that this one was made from.",
+                )
+            ) from error
     return bundle.graphs()
 
 

@@ -24,11 +24,12 @@ from mpru_tf.errors import (
     VerificationError,
     explain,
 )
+from mpru_tf.inspection import unfiltered_graphs
 from mpru_tf.manifest import Manifest, read_manifest
 from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.leaks import LeakGate, refuse, score_family
 from mpru_tf.saved_model.sites import LOGITS, PROBABILITIES, ScoreSite, SitePoint, survey
-from mpru_tf.saved_model.splice import Splice, filter_alone, unsplice
+from mpru_tf.saved_model.splice import Splice, filter_alone
 from mpru_tf.versions import find_version
 
 if TYPE_CHECKING:
@@ -131,8 +132,7 @@ def _gate(bundle: Bundle, manifest: Manifest) -> Check:
     original = copy.deepcopy(bundle.proto)
     raw = bundles.Bundle(bundle.directory, original, bundle.sha256, True)
     try:
-        for done in manifest.splices:
-            unsplice(raw.graphs()[done.meta_graph], done)
+        unfiltered_graphs(raw, manifest)
         points = [_point(raw, done) for done in manifest.splices]
         leaks = [
             leak
@@ -200,17 +200,24 @@ def _every_byte(directory: Path) -> Check:
 
 
 def _asked(directory: Path, manifest: Manifest) -> list[Check]:
-    bundle = bundles.read(directory)
-    for done in manifest.splices:
-        unsplice(bundle.graphs()[done.meta_graph], done)
-    spliced = {_point(bundle, done).tensor for done in manifest.splices}
-    sites = [site for site in survey(bundle.graphs()).sites if any(point.tensor in spliced for point in site.points)]
+    try:
+        graphs = unfiltered_graphs(bundles.read(directory), manifest)
+    except ManifestError:  # the gate has said so; whoever took the filter out left the scores where they were
+        graphs = bundles.read(directory).graphs()
+    spliced = {(done.meta_graph, done.function, done.raw) for done in manifest.splices}
+    sites = [site for site in survey(graphs).sites if not spliced.isdisjoint(_refs(graphs, site))]
     if not sites:
         return [Check("answers", None, "the class scores were not found again, so no answer can be judged")]
     with _load(directory) as loaded:
         if isinstance(loaded, Check):
             return [loaded]
         return [Check("load", True, "a Session loads it"), *_answers(loaded, sites[0], manifest.forgotten)]
+
+
+def _refs(graphs: list[Graph], site: ScoreSite) -> set[tuple[int, str, str]]:
+    """The site's tensors as a manifest names them."""
+    places = ((point.meta_graph, point.tensor) for point in site.points)
+    return {(index, tensor.scope, graphs[index].scope(tensor.scope).ref(tensor)) for index, tensor in places}
 
 
 # ------------------------------------------------------------------------------------------------------- load check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from conftest import ModelStore
 
 import mpru_tf
 from mpru_tf.errors import CorruptModelError, ManifestError, ModelNotFoundError
-from mpru_tf.manifest import MANIFEST
+from mpru_tf.manifest import MANIFEST, read_manifest
 
 TESTED = ["keras3", "keras2", "tf1_classify", "argmax_of_logits", "ensemble", "two_functions"]
 
@@ -95,6 +96,15 @@ def test_what_cannot_be_inspected(models: ModelStore, tmp_path: Path) -> None:
         mpru_tf.inspect(tmp_path / "nowhere")
     base = models.base("keras3", tmp_path)
     path = mpru_tf.forget(base, [1]).path
+    manifest = read_manifest(path)
+    assert manifest is not None
+    for change in ({"function": "gone"}, {"meta_graph": 7}):
+        elsewhere = dataclasses.replace(manifest.splices[0], **change)  # type: ignore[arg-type]
+        dataclasses.replace(manifest, splices=(elsewhere,)).write(path)
+        with pytest.raises(ManifestError, match="not where the manifest says"):
+            mpru_tf.inspect(path)
+        with pytest.raises(ManifestError, match="not where the manifest says"):
+            mpru_tf.forget(path, [2])
     (path / MANIFEST).write_text("{}")
     with pytest.raises(ManifestError):
         mpru_tf.inspect(path)

@@ -239,7 +239,7 @@ def test_a_manifest_that_names_another_place_does_not_pass(models: ModelStore, t
     for change in ({"function": "gone"}, {"filtered": "gone:output:0"}, {"meta_graph": 7}, {"prefix": "gone"}):
         elsewhere = dataclasses.replace(manifest.splices[0], **change)  # type: ignore[arg-type]
         dataclasses.replace(manifest, splices=(elsewhere,)).write(path)
-        assert failed(mpru_tf.verify(path, load_check=False)), change
+        assert failed(mpru_tf.verify(path)), change
 
 
 def test_what_is_not_ours_or_not_there_is_refused(models: ModelStore, tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ IF_OPS = frozenset({"If", "StatelessIf"})
 CASE_OPS = frozenset({"Case", "StatelessCase"})
 WHILE_OPS = frozenset({"While", "StatelessWhile"})
 
+_PARTICULAR_OPS = PLACEHOLDER_OPS | CALL_OPS | IF_OPS | CASE_OPS | WHILE_OPS | {"IdentityN"}
 # Ops that put their second input into the variable that is their first.
 _WRITE_OPS = frozenset({"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"})
 _DT_RESOURCE = 20  # types.proto; importing it would import TensorFlow
@@ -244,6 +245,10 @@ class Graph:
             return [(branch.name, 1) for branch in node.attr["branches"].list.func]
         return []
 
+    def is_plain_op(self, op: str) -> bool:
+        """Whether all outputs of such a node depend on all of its inputs: it calls nothing and is no placeholder."""
+        return op not in _PARTICULAR_OPS and op not in self._functions
+
     def output_index(self, tensor: Tensor, node: NodeDef) -> int:
         """Flat position of a call's output (function bodies name it by output argument and position)."""
         if tensor.arg in ("", "output") or node.op not in self._functions:
@@ -422,12 +427,14 @@ class Dataflow:
     writes into it, not by what other functions or earlier requests wrote.
     """
 
-    def __init__(self, graph: Graph, barrier: Callable[[Tensor], bool] = lambda tensor: False) -> None:
+    def __init__(self, graph: Graph, barrier: Callable[[Tensor], bool] | None = None) -> None:
         self.graph = graph
-        self.barrier = barrier
+        self.barrier = barrier or (lambda tensor: False)
+        self._has_barrier = barrier is not None
         self._summaries: dict[tuple[str, int], dict[str, tuple[Tensor, ...]]] = {}
         self._in_progress: set[tuple[str, int]] = set()
         self._dependent: set[Tensor] = set()
+        self._dependent_nodes: set[tuple[str, str]] = set()  # plain nodes, by scope and name
 
     def origins(self, tensor: Tensor) -> dict[str, tuple[Tensor, ...]]:
         """Names of the placeholders or arguments that reach ``tensor`` in its own scope, each with one way there.
@@ -483,21 +490,79 @@ class Dataflow:
         Unlike :meth:`origins` this walk enters called functions and stops at the first placeholder. Every tensor on its
         way there is remembered, for all calls of its function: what moves in one of them is taken to move in all.
         """
-        came_from: dict[Place, Place | None] = {place: None}
+        came_from: dict[Place, tuple[Place, tuple[str, dict[str, str]] | None] | None] = {place: None}
         queue = [place]
         while queue:
             current = queue.pop()
-            if current.tensor in self._dependent or self._is_origin(current):
-                step: Place | None = current
-                while step is not None:
-                    self._dependent.add(step.tensor)
-                    step = came_from[step]
+            if self._is_known(current) or self._is_origin(current):
+                self._remember(current, came_from)
                 return True
-            for following in self._before(current):
+            steps = self._leap(current) if self._is_plain(current) else ((step, None) for step in self._before(current))
+            for following, trail in steps:
                 if following not in came_from:
-                    came_from[following] = current
+                    came_from[following] = (current, trail)
                     queue.append(following)
         return False
+
+    def _is_known(self, place: Place) -> bool:
+        tensor = place.tensor
+        return tensor in self._dependent or (tensor.scope, tensor.node) in self._dependent_nodes
+
+    def _remember(
+        self, end: Place, came_from: dict[Place, tuple[Place, tuple[str, dict[str, str]] | None] | None]
+    ) -> None:
+        place = end
+        while True:
+            self._dependent.add(place.tensor)
+            step = came_from[place]
+            if step is None:
+                return
+            place, trail = step
+            if trail is not None:
+                name, parents = trail
+                while name in parents:
+                    self._dependent_nodes.add((place.tensor.scope, name))
+                    name = parents[name]
+
+    def _is_plain(self, place: Place) -> bool:
+        """Whether every output of the node depends on every input, and nothing about the node is particular."""
+        scope = self.graph.scope(place.tensor.scope)
+        node = scope.nodes.get(place.tensor.node)
+        return not self._has_barrier and node is not None and self.graph.is_plain_op(node.op)
+
+    def _leap(self, place: Place) -> Iterator[tuple[Place, tuple[str, dict[str, str]]]]:
+        """From a plain node back over all plain nodes at once, to arguments, placeholders, calls and known nodes.
+
+        Plain nodes are told apart by name alone. Parsing each of their references would cost most of the time that
+        reading a deep network takes (benchmarks/NOTES.md).
+        """
+        scope = self.graph.scope(place.tensor.scope)
+        nodes, args, name = scope.nodes, scope.args, place.tensor.node
+        stops = {tensor.node for tensor in self.graph.fed} if scope.name == MAIN else set()
+        known = {node for where, node in self._dependent_nodes if where == scope.name}
+        parents: dict[str, str] = {}
+        seen = {name}
+        queue = [name] if nodes[name].op not in SHAPE_OPS else []
+        while queue:
+            name = queue.pop()
+            for ref in nodes[name].input:
+                before = ref.partition(":")[0]
+                if before in seen or before.startswith("^"):
+                    continue
+                node = nodes.get(before)
+                if node is not None and before not in stops and before not in known:
+                    op = node.op
+                    if self.graph.is_plain_op(op):
+                        seen.add(before)
+                        if op not in SHAPE_OPS:
+                            parents[before] = name
+                            queue.append(before)
+                        continue
+                if before in args and before not in scope.request_args:
+                    continue
+                tensor = scope.tensor(ref)
+                assert tensor is not None
+                yield Place(tensor, place.calls), (name, parents)
 
     def _is_origin(self, place: Place) -> bool:
         """A placeholder, or an argument of a function that was entered from nowhere."""

@@ -53,21 +53,13 @@ def _drop_endpoints(graph: Graph, gate: LeakGate) -> tuple[str, ...]:
     dirty_functions = {
         name for name, count in captured.items() if name in graph.functions and not gate.function_is_clean(name, count)
     }
-    checkpointing = {
-        node_id
-        for node in objects.nodes
-        for saveable in node.saveable_objects.values()
-        for node_id in (saveable.save_function, saveable.restore_function)
-    }
-    dirty_nodes = {
-        number
-        for number, node in enumerate(objects.nodes)
-        if number not in checkpointing and not dirty_functions.isdisjoint(_functions_of(node))
-    }
-    names = _paths(objects)
+    dirty_nodes = _nodes_of(objects, dirty_functions) if dirty_functions else set()
+    names = _paths(objects) if dirty_nodes else {}
     dropped = []
     for number, node in enumerate(objects.nodes):
         keras = node.user_object.identifier.startswith("_tf_keras_")
+        if not keras and not dirty_nodes:
+            continue
         for position in reversed(range(len(node.children))):
             child = node.children[position]
             if child.node_id in dirty_nodes:
@@ -83,9 +75,25 @@ def _drop_endpoints(graph: Graph, gate: LeakGate) -> tuple[str, ...]:
     offered = {name for number in dirty_nodes for name in _functions_of(objects.nodes[number])}
     for number in dirty_nodes:
         _neutralise(objects.nodes[number])
-    for name in offered.difference(*(_functions_of(node) for node in objects.nodes)):
-        objects.concrete_functions.pop(name, None)
+    if offered:
+        for name in offered.difference(*(_functions_of(node) for node in objects.nodes)):
+            objects.concrete_functions.pop(name, None)
     return tuple(sorted(name for name in dropped if ".keras_api." not in name and ".trace_" not in name))
+
+
+def _nodes_of(objects: SavedObjectGraph, functions: set[str]) -> set[int]:
+    """Objects that offer one of these functions to be called, not counting what the checkpoint needs them for."""
+    checkpointing = {
+        node_id
+        for node in objects.nodes
+        for saveable in node.saveable_objects.values()
+        for node_id in (saveable.save_function, saveable.restore_function)
+    }
+    return {
+        number
+        for number, node in enumerate(objects.nodes)
+        if number not in checkpointing and not functions.isdisjoint(_functions_of(node))
+    }
 
 
 def _functions_of(node: SavedObject) -> list[str]:

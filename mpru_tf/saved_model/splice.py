@@ -79,10 +79,12 @@ def unsplice(graph: Graph, done: Splice) -> None:
     """Undo :func:`splice`: every reader of the filter reads the raw class scores again, and the filter is gone.
 
     Edits the MetaGraphDef in place; ``graph`` is stale afterwards.
+
+    Raises:
+        CorruptModelError: there is no such filter.
     """
     scope = graph.scope(done.function)
-    filtered = scope.tensor(done.filtered)
-    assert filtered is not None
+    filtered = _end(scope, done)
     _rewire(graph, scope, filtered, done.raw)
     for position in reversed(range(len(scope.node_defs))):
         if scope.node_defs[position].name.startswith(f"{done.prefix}/"):
@@ -98,9 +100,7 @@ def filter_alone(graph: Graph, done: Splice) -> GraphDef:
     from tensorflow.core.framework.graph_pb2 import GraphDef
 
     scope = graph.scope(done.function)
-    end, raw = scope.tensor(done.filtered), scope.tensor(done.raw)
-    if end is None or end.node not in scope.nodes:
-        raise CorruptModelError(explain("There is no filter where one should be.", received=done.filtered))
+    end, raw = _end(scope, done), scope.tensor(done.raw)
     result = GraphDef()
     result.node.add(name="raw", op="Placeholder").attr["dtype"].type = graph.dtype(end) or 0
     for node in scope.node_defs:
@@ -116,6 +116,13 @@ def filter_alone(graph: Graph, done: Splice) -> GraphDef:
                 port += [output.name for output in outputs].index(tensor.arg)
             result.node[-1].input[position] = "raw" if tensor == raw else f"{tensor.node}:{port}"
     return result
+
+
+def _end(scope: Scope, done: Splice) -> Tensor:
+    tensor = scope.tensor(done.filtered)
+    if tensor is None or tensor.node not in scope.nodes:
+        raise CorruptModelError(explain("There is no filter where one should be.", received=done.filtered))
+    return tensor
 
 
 def unused_prefixes(bundle: Bundle) -> Iterator[str]:

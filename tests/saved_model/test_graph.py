@@ -129,6 +129,10 @@ def test_source_enters_a_function_that_is_called_by_its_name() -> None:
         [function("named", ["a"], [node("n", "Neg", "a"), node("r", "Relu", "a")], one="r:activations:0", two="n:y:0")],
     )
     assert read.source(at("run", 1)).tensor == Tensor("named", "n", "y", 0)
+    # Within a body such a call's outputs are named by the callee's output arguments.
+    outer = function("outer", ["x"], [node("run", "named", "x")], r="run:two:0")
+    read = graph([node("x", "Placeholder"), call("out", "outer", "x")], [outer, read.functions["named"]])
+    assert read.source(at("out")).tensor == Tensor("named", "n", "y", 0)
 
 
 def test_source_stops_where_branches_differ_and_at_what_clients_send() -> None:

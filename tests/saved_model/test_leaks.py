@@ -172,6 +172,16 @@ def test_earlier_forms_of_the_scores_can_never_be_allowed(f: Answer, site: str, 
     assert found(gated(read, points, allowed)[1]) == {"serving_default:id": True}
 
 
+def test_scores_are_found_on_any_way_not_only_on_the_one_that_is_told() -> None:
+    def f(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        h, z = tf.nn.relu(x), x @ W
+        mixed = {"hz": tf.concat([h, z], -1), "zh": tf.concat([z, h], -1)}
+        return {"p": tf.nn.softmax(z + B), **mixed}
+
+    allowed = ("serving_default:hz", "serving_default:zh")
+    assert leaks_of(f, allowed) == dict.fromkeys(allowed, True)
+
+
 def test_scores_that_are_computed_a_second_time_are_refused() -> None:
     assert leaks_of(twice) == {"serving_default:id": False}
 
