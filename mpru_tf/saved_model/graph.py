@@ -474,10 +474,10 @@ class Dataflow:
             node = self.graph.node(current)
             assert node is not None
             op = node.op
-            if op in SHAPE_OPS:
-                continue
             if op in PLACEHOLDER_OPS or current in fed:
                 found.setdefault(current.node, way_to(current))
+            if op in SHAPE_OPS:
+                continue
             for following, inner in self._back(scope, node, current):
                 if following not in ways:
                     ways[following] = (current, inner)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import tensorflow as tf
 from conftest import ModelStore
 from graph_protos import FLOAT, RESOURCE, at, function, graph, main, node, op_of, traced
+from hypothesis import given
+from hypothesis import strategies as st
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 
 from mpru_tf.errors import CorruptModelError
@@ -394,3 +398,42 @@ def test_places_are_told_apart_by_their_calls() -> None:
         "Const",
     )
     assert read.caller_input(Place(Tensor("same", "a", "", 0))) is None
+
+
+KINDS = ["Placeholder", "Const", "Neg", "AddV2", "Shape", "IdentityN", "VarHandleOp", "first", "second", "neither"]
+
+
+@st.composite
+def random_graphs(draw: st.DrawFn) -> Graph:
+    """Chains and branches of plain ops, shapes, tuples and calls, some tensor in their midst perhaps fed by clients."""
+    kinds = draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=14))
+    nodes, functions, refs = [], [], []
+    for number, kind in enumerate(kinds):
+        name = f"n{number}"
+        inputs = [draw(st.sampled_from(refs)) for _ in range(2)] if refs else []
+        if kind in ("Placeholder", "Const", "VarHandleOp") or not refs:
+            nodes.append(node(name, kind if kind in ("Placeholder", "VarHandleOp") else "Const"))
+        elif kind in ("first", "second", "neither"):
+            body = [node("a", "Neg", "x"), node("b", "Relu", "a:y:0"), node("c", "Const"), node("d", "Exp", "y")]
+            ret = {"first": "b:activations:0", "second": "d:y:0", "neither": "c:output:0"}[kind]
+            functions.append(function(f"f{number}", ["x", "y"], body, r=ret))
+            nodes.append(call(name, f"f{number}", *inputs))
+        else:
+            nodes.append(node(name, kind, *inputs[: 2 if kind in ("AddV2", "IdentityN") else 1]))
+        refs += [name, f"{name}:1"] if nodes[-1].op == "IdentityN" else [name]
+    fed = draw(st.sampled_from([None, *refs]))
+    return graph(nodes, functions, inputs={} if fed is None else {"x": fed if ":" in fed else f"{fed}:0"})
+
+
+@given(random_graphs(), st.randoms(use_true_random=False))
+def test_the_quick_walk_and_the_thorough_one_agree(read: Graph, random: Random) -> None:
+    tensors = [
+        main(one.name, port) for one in read.scope(MAIN).node_defs for port in range(1 + (one.op == "IdentityN"))
+    ]
+    random.shuffle(tensors)
+    remembering, origin_of = Dataflow(read), Dataflow(read)
+    for tensor in tensors:
+        expected = bool(origin_of.origins(tensor))
+        assert Dataflow(read).depends_on_request(Place(tensor)) == expected
+        assert Dataflow(read, lambda _: False).depends_on_request(Place(tensor)) == expected
+        assert remembering.depends_on_request(Place(tensor)) == expected

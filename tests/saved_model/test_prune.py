@@ -163,6 +163,32 @@ def test_tables_are_still_created_filled_and_restored(tmp_path: Path) -> None:
     assert not hasattr(loaded, "raw")
 
 
+def test_bodies_of_loops_and_branches_are_kept(tmp_path: Path) -> None:
+    module = saved_models._Module(1)
+
+    def answer(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        turned = tf.switch_case(tf.shape(x)[0] % 2, [lambda: x, lambda: -x])
+        scaled = tf.cond(tf.reduce_sum(x) > 0, lambda: 2.0 * turned, lambda: turned)
+        summed = tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y + 1.0), (0, scaled))[1]
+        return {"p": tf.nn.softmax(module.scores(summed))}
+
+    x = tf.TensorSpec([None, saved_models.FEATURES], tf.float32, name="x")
+    module.raw = tf.function(module.scores, input_signature=[x])
+    saved_models._save(tmp_path / "1", module, {"serving_default": answer})
+    result = mpru_tf.forget(tmp_path, [1])
+    assert result.dropped_endpoints == ("root.raw",)
+    (read,) = bundles.read(result.path).graphs()
+    ops = {one.op for body in read.meta_graph.graph_def.library.function for one in body.node_def}
+    assert {"Case", "StatelessCase"} & ops
+    assert {"If", "StatelessIf"} & ops
+    assert {"While", "StatelessWhile"} & ops
+    with LoadedModel(result.path) as model:
+        p = model.run("serving_default", {"x": X})["p"]
+    again = tf.saved_model.load(str(result.path)).signatures["serving_default"](x=tf.constant(X))["p"]
+    np.testing.assert_allclose(p, again, atol=1e-6)
+    np.testing.assert_array_equal(p[:, 1], 0.0)
+
+
 def test_custom_gradients_are_kept_with_what_they_need(tmp_path: Path) -> None:
     module = saved_models._Module(1)
 
