@@ -238,7 +238,15 @@ def forget(
             show_default=False,
         ),
     ] = None,
-    temperature: Annotated[float, typer.Option(min=1.0, metavar="T", help="Of the method tempered, at least 1.")] = 1.5,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0,
+            metavar="T",
+            help="Of the method tempered, at least 1. Default: that of the version's present filter, or 1.5.",
+            show_default=False,
+        ),
+    ] = None,
     class_means: Annotated[
         Path | None,
         typer.Option(

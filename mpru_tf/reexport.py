@@ -114,7 +114,7 @@ def forget(
     *,
     method: str | None = None,
     class_means: ClassMeans | str | os.PathLike[str] | None = None,
-    temperature: float = DEFAULT_TEMPERATURE,
+    temperature: float | None = None,
     labels: Sequence[str] | str | os.PathLike[str] | None = None,
     into: str | os.PathLike[str] | None = None,
     outputs: Sequence[str] = (),
@@ -140,7 +140,7 @@ def forget(
         method: 'renormalize', 'mean', 'gram_schmidt' or 'tempered'. Default: that of the version's present filter, or
             'tempered'.
         class_means: a :class:`ClassMeans`, or the path of one saved as JSON; required by 'mean' and 'gram_schmidt'.
-        temperature: of 'tempered', >= 1.
+        temperature: of 'tempered', in [1, 1000]. Default: that of the version's present filter, or 1.5.
         labels: one per class, or the path of a file with them. Default: those found with the model.
         into: base path for the new version. Default: that of ``model``.
         outputs: SIG:KEY of outputs that are computed from the class scores, to tell several class vectors apart.
@@ -177,11 +177,20 @@ def forget(
     graphs = bundle.graphs()
     site = survey(graphs, outputs).the_site()
     _check_same_scores(earlier, graphs, site)
-    wanted = parse_classes([classes] if isinstance(classes, str | int) else classes, names, site.classes)
+    several = [classes] if isinstance(classes, str | SupportsIndex) else classes
+    wanted = parse_classes(several, names, site.classes)
     before = earlier.forgotten if earlier is not None else ()
-    if earlier is not None and set(wanted) <= set(before) and not dropped and method in (None, earlier.method):
+    same_filter = (
+        earlier is not None
+        and method in (None, earlier.method)
+        and temperature in (None, earlier.temperature)
+        and class_means is None
+    )
+    if earlier is not None and same_filter and set(wanted) <= set(before) and not dropped and base == found.base:
         return _nothing_new(found, earlier, site, time.perf_counter() - started)
     method = method or (earlier.method if earlier is not None else DEFAULT_METHOD)
+    if temperature is None:
+        temperature = (earlier.temperature if earlier is not None else None) or DEFAULT_TEMPERATURE
     means = class_means if class_means is None or isinstance(class_means, ClassMeans) else ClassMeans.load(class_means)
     spec = make_filter(site.classes, sorted({*wanted, *before}), method, class_means=means, temperature=temperature)
     _check_nothing_comes_back(base, spec)
@@ -192,7 +201,7 @@ def forget(
     plan = _Plan(
         site,
         spec,
-        tuple(names[index] for index in spec.forgotten) if names else None,
+        _labels_of(spec.forgotten, names, earlier),
         splices,
         (*(earlier.dropped_endpoints if earlier is not None else ()), *endpoints),
         (*(earlier.dropped_outputs if earlier is not None else ()), *dropped),
@@ -303,6 +312,15 @@ def _labels(labels: Sequence[str] | str | os.PathLike[str] | None, found: Versio
     if labels is None:
         return find_labels(found.path)
     return read_labels(os.fspath(labels)) if isinstance(labels, str | os.PathLike) else list(labels)
+
+
+def _labels_of(
+    forgotten: Sequence[int], names: Sequence[str] | None, earlier: Manifest | None
+) -> tuple[str, ...] | None:
+    """Labels of the forgotten classes, from the labels at hand or, for earlier ones, from the manifest."""
+    known = dict(zip(earlier.forgotten, earlier.labels, strict=False)) if earlier is not None and earlier.labels else {}
+    known.update(enumerate(names or ()))
+    return tuple(known[index] for index in forgotten) if known.keys() >= set(forgotten) else None
 
 
 def _preconditions(means: ClassMeans | None, spec: FilterSpec, force: bool) -> dict[str, Any] | None:

@@ -223,6 +223,22 @@ def test_forgetting_the_same_class_twice_writes_nothing(models: ModelStore, tmp_
     assert tree(base) == before
 
 
+def test_forgetting_again_keeps_what_was_not_said_anew(models: ModelStore, tmp_path: Path) -> None:
+    base = models.base("keras3", tmp_path)
+    mpru_tf.forget(base, ["cat"], labels=saved_models.LABELS, method="tempered", temperature=2.5)
+    again = mpru_tf.forget(base, ["fox"], labels=saved_models.LABELS)
+    manifest = read_manifest(again.path)
+    assert manifest is not None
+    assert (manifest.method, manifest.temperature, manifest.labels) == ("tempered", 2.5, ("cat", "fox"))
+    other = mpru_tf.forget(base, [2], temperature=1.25)
+    manifest = read_manifest(other.path)
+    assert manifest is not None
+    assert (other.already_forgotten, manifest.temperature, manifest.labels) == (False, 1.25, ("cat", "fox"))
+    elsewhere = mpru_tf.forget(base, [2], into=tmp_path / "elsewhere")
+    assert (elsewhere.already_forgotten, elsewhere.version) == (False, 1)
+    assert np.all(answers(elsewhere.path, "serving_default")["output_0"][:, [2, 5]] == 0)
+
+
 def test_a_new_version_brings_nothing_back(models: ModelStore, tmp_path: Path) -> None:
     base = models.base("keras3", tmp_path)
     mpru_tf.forget(base, [2])

@@ -205,8 +205,8 @@ def survey(graphs: Sequence[Graph], outputs: Sequence[str] = ()) -> Survey:
     """
     found: list[tuple[Graph, Candidate]] = []
     for graph in graphs:
-        for name, signature in graph.meta_graph.signature_def.items():
-            for key, info in signature.outputs.items():
+        for name, signature in sorted(graph.meta_graph.signature_def.items()):  # maps of a proto have no order
+            for key, info in sorted(signature.outputs.items()):
                 candidate = _candidate(graph, name, signature, key, info)
                 if candidate is not None:
                     found.append((graph, candidate))
@@ -637,9 +637,10 @@ def _unsuitable(found: list[tuple[Graph, Candidate]], chosen: list[tuple[Graph, 
         )
     return UnsupportedModelError(
         explain(
-            "No output of this model is computed from class scores: there is no Softmax, no normalised vector and no "
-            "final linear layer with one value per class. A regression model, an embedding or a detector has no class "
-            "to forget.",
+            "No output of this model is seen to be computed from class scores: on the way back from each output there "
+            "is no Softmax, no normalised vector and no final linear layer with one value per class. A regression "
+            "model, an embedding or a detector has no class to forget; class scores that are made inside the branches "
+            "of a condition or a loop are not found.",
             received=shown,
             valid="an output of shape [batch, n] with one probability or logit for each of n >= 2 classes",
         )

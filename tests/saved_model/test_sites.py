@@ -236,6 +236,22 @@ def test_copies_are_known_by_their_variables_too(models: ModelStore, tmp_path: P
     assert of(survey(bundles.read(tmp_path).graphs())) == [("animal:p",), ("colour:q",)]
 
 
+def test_the_order_of_signatures_in_the_file_decides_nothing() -> None:
+    def f(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"p": tf.nn.softmax(logits(x))}
+
+    names = list("klmnopqr")
+    read = traced(f, **dict.fromkeys(names, f))
+    expected = survey([read]).the_site()
+    for _ in range(5):
+        shuffled = type(read.meta_graph)()
+        shuffled.CopyFrom(read.meta_graph)
+        shuffled.signature_def.clear()
+        for name in RANDOM.permutation(["serving_default", *names]).tolist():
+            shuffled.signature_def[name].CopyFrom(read.meta_graph.signature_def[name])
+        assert survey([Graph(shuffled)]).the_site() == expected
+
+
 def test_copies_in_several_meta_graphs_are_one_site() -> None:
     first, second = (traced(lambda x: {"p": tf.nn.softmax(logits(x))}) for _ in range(2))
     second = Graph(second.meta_graph, 1)
