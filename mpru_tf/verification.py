@@ -27,8 +27,9 @@ from mpru_tf.errors import (
 from mpru_tf.inspection import unfiltered_graphs
 from mpru_tf.manifest import Manifest, read_manifest
 from mpru_tf.saved_model import bundle as bundles
+from mpru_tf.saved_model.candidates import LOGITS, PROBABILITIES
 from mpru_tf.saved_model.leaks import LeakGate, refuse, score_family
-from mpru_tf.saved_model.sites import LOGITS, PROBABILITIES, ScoreSite, SitePoint, survey
+from mpru_tf.saved_model.sites import ScoreSite, SitePoint, survey
 from mpru_tf.saved_model.splice import Splice, filter_alone
 from mpru_tf.versions import find_version
 

@@ -27,7 +27,8 @@ from mpru_tf.errors import (
 )
 from mpru_tf.manifest import Manifest, read_manifest
 from mpru_tf.saved_model import bundle as bundles
-from mpru_tf.saved_model.sites import LOGITS, PROBABILITIES, survey
+from mpru_tf.saved_model.candidates import LOGITS, PROBABILITIES
+from mpru_tf.saved_model.sites import survey
 from mpru_tf.saved_model.splice import unsplice
 from mpru_tf.verification import Verification, _wrong, check_before_publishing
 

@@ -109,3 +109,11 @@ def _broadcast(shapes: list[Shape | None]) -> Shape | None:
         wide = [length for length in axis if length not in (1, None)]
         result.append(wide[0] if wide else (None if None in axis or len(known) < len(shapes) else 1))
     return tuple(result)
+
+
+def spell(shape: Shape | None) -> str:
+    """A shape for people: ``[batch, 10]``."""
+    if shape is None:
+        return "of unknown shape"
+    axes = (("batch" if position == 0 else "?") if axis is None else str(axis) for position, axis in enumerate(shape))
+    return f"[{', '.join(axes)}]"

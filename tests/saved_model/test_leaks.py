@@ -15,9 +15,10 @@ from graph_protos import RESOURCE, function, graph, main, node, op_of, traced
 from mpru_tf import make_filter
 from mpru_tf.errors import LeakError
 from mpru_tf.saved_model import bundle as bundles
+from mpru_tf.saved_model.candidates import LOGITS, PROBABILITIES
 from mpru_tf.saved_model.graph import Graph, Place, Tensor
 from mpru_tf.saved_model.leaks import Leak, LeakGate, refuse, score_family
-from mpru_tf.saved_model.sites import LOGITS, PROBABILITIES, SitePoint, survey
+from mpru_tf.saved_model.sites import SitePoint, survey
 from mpru_tf.saved_model.splice import Splice, splice
 
 CLASSES = 4

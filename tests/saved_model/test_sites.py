@@ -16,8 +16,9 @@ from graph_protos import graph, node, op_of, traced
 
 from mpru_tf.errors import AmbiguousSiteError, UnsupportedModelError
 from mpru_tf.saved_model import bundle as bundles
+from mpru_tf.saved_model.candidates import LOGITS, PROBABILITIES
 from mpru_tf.saved_model.graph import Graph, Place
-from mpru_tf.saved_model.sites import LOGITS, PROBABILITIES, ScoreSite, Survey, survey
+from mpru_tf.saved_model.sites import ScoreSite, Survey, survey
 
 CLASSES = 4
 RANDOM = np.random.default_rng(0)

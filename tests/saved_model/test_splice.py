@@ -19,8 +19,9 @@ from mpru_tf.errors import CorruptModelError
 from mpru_tf.filters import METHODS, FilterSpec
 from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.bundle import Bundle
+from mpru_tf.saved_model.candidates import LOGITS, PROBABILITIES
 from mpru_tf.saved_model.graph import MAIN, Graph, Tensor, op_def
-from mpru_tf.saved_model.sites import LOGITS, PROBABILITIES, SitePoint, survey
+from mpru_tf.saved_model.sites import SitePoint, survey
 from mpru_tf.saved_model.splice import filter_alone, splice, unsplice, unused_prefixes
 
 CLASSES = 4
