@@ -4,7 +4,7 @@
 
 `keras.applications.ResNet50(weights=None)` is exported once. Then, in one process with TensorFlow imported, three ways
 to get a second version directory take turns: `cp -r` (no forgetting, the floor), `mpru_tf.forget` (without the load
-check, which is timed apart) and load-wrap-save (`tf.saved_model.load`, the filter around the signature,
+check, which is timed apart) and load-wrap-save (`tf.saved_model.load`, the filter around each signature,
 `tf.saved_model.save`). Added peak memory is taken in a fresh process each, from the kernel's high-water mark.
 """
 
@@ -50,25 +50,28 @@ def forget_it(base: Path) -> None:
 
 
 def load_wrap_save(base: Path) -> None:
-    """The obvious way: load in Python, put the filter around the signature, save again."""
+    """The obvious way: load in Python, put the filter around each signature, save again."""
     import tensorflow as tf
 
     from mpru_tf import make_filter
     from mpru_tf.layer import filter_tensor
 
     loaded = tf.saved_model.load(str(base / "1"))
-    signature = loaded.signatures["serving_default"]
     spec = make_filter(1000, FORGOTTEN)
-    (name, x), *_ = signature.structured_input_signature[1].items()
-
-    @tf.function(input_signature=[tf.TensorSpec(x.shape, x.dtype, name=name)])
-    def filtered(x: Any) -> dict[str, Any]:
-        return {key: filter_tensor(value, spec, False) for key, value in signature(**{name: x}).items()}
-
     wrapper = tf.Module()
     wrapper.loaded = loaded
-    wrapper.filtered = filtered
-    tf.saved_model.save(wrapper, str(base / "2"), signatures={"serving_default": filtered})
+
+    def around(signature: Any) -> Any:
+        (name, x), *_ = signature.structured_input_signature[1].items()
+
+        @tf.function(input_signature=[tf.TensorSpec(x.shape, x.dtype, name=name)])
+        def filtered(x: Any) -> dict[str, Any]:
+            return {key: filter_tensor(value, spec, False) for key, value in signature(**{name: x}).items()}
+
+        return filtered
+
+    wrapper.filtered = {key: around(signature) for key, signature in loaded.signatures.items()}
+    tf.saved_model.save(wrapper, str(base / "2"), signatures=dict(wrapper.filtered))
 
 
 WAYS: dict[str, Callable[[Path], None]] = {

@@ -209,9 +209,14 @@ class _Builder:
         # At temperature 1 the two methods are one.
         self.renormalizes = spec.method == "renormalize" or spec.temperature == 1.0
         self.mixes = spec.fallback is not None and len(spec.forgotten) > 1
+        self._constants: dict[tuple[tuple[int, ...], bytes], tf.Tensor] = {}
 
     def constant(self, value: Any) -> tf.Tensor:
-        return tf.constant(np.asarray(value, dtype=self.dtype.as_numpy_dtype))
+        array = np.asarray(value, dtype=self.dtype.as_numpy_dtype)
+        key = (array.shape, array.tobytes())
+        if key not in self._constants:  # one node per value
+            self._constants[key] = tf.constant(array)
+        return self._constants[key]
 
     def probabilities(self, p: tf.Tensor) -> tf.Tensor:
         zero = self.constant(0.0)

@@ -96,8 +96,16 @@ class ForgetResult:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What was decided before anything is written."""
+    """What was decided, and the edited SavedModel, before anything is written.
 
+    The SavedModel is held as bytes: its parsed form takes ten times as much memory and is of no more use.
+    """
+
+    found: VersionDirectory
+    base: Path
+    earlier: Manifest | None
+    source_sha256: str
+    data: bytes
     site: ScoreSite
     spec: FilterSpec
     labels: tuple[str, ...] | None
@@ -106,6 +114,15 @@ class _Plan:
     dropped_outputs: tuple[str, ...]
     allowed_outputs: tuple[str, ...]
     preconditions: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class _NothingNew:
+    """All classes are forgotten in the version already."""
+
+    found: VersionDirectory
+    earlier: Manifest
+    site: ScoreSite
 
 
 def forget(
@@ -167,7 +184,45 @@ def forget(
     Source: MPRU, arXiv 2510.26230 (an output filter: projection, then redistribution); the splice is ours.
     """
     started = time.perf_counter()
-    found = find_version(model)
+    several = [classes] if isinstance(classes, str | SupportsIndex) else classes
+    plan = _plan(
+        find_version(model),
+        several,
+        method=method,
+        class_means=class_means,
+        temperature=temperature,
+        labels=labels,
+        into=into,
+        outputs=outputs,
+        allow_outputs=allow_outputs,
+        drop_outputs=drop_outputs,
+        force=force,
+    )
+    seconds = time.perf_counter() - started
+    if isinstance(plan, _NothingNew):
+        return _nothing_new(plan, seconds)
+    if dry_run:
+        version = max(list_versions(plan.base), default=0) + 1
+        return _result(version, plan, {"status": "skipped", "detail": "dry run"}, None, seconds, 0.0, True)
+    return _write(plan, copy, load_check, seconds)
+
+
+# ------------------------------------------------------------------------------------------------------ before writing
+def _plan(
+    found: VersionDirectory,
+    classes: Sequence[str | SupportsIndex],
+    *,
+    method: str | None,
+    class_means: ClassMeans | str | os.PathLike[str] | None,
+    temperature: float | None,
+    labels: Sequence[str] | str | os.PathLike[str] | None,
+    into: str | os.PathLike[str] | None,
+    outputs: Sequence[str],
+    allow_outputs: Sequence[str],
+    drop_outputs: Sequence[str],
+    force: bool,
+) -> _Plan | _NothingNew:
+    """Read, plan, splice, gate and prune, all in memory."""
     base = _base_path(found, into)
     bundle = bundles.read(found.path)
     earlier = _earlier(bundle, found)
@@ -177,8 +232,7 @@ def forget(
     graphs = bundle.graphs()
     site = survey(graphs, outputs).the_site()
     _check_same_scores(earlier, graphs, site)
-    several = [classes] if isinstance(classes, str | SupportsIndex) else classes
-    wanted = parse_classes(several, names, site.classes)
+    wanted = parse_classes(classes, names, site.classes)
     before = earlier.forgotten if earlier is not None else ()
     same_filter = (
         earlier is not None
@@ -187,7 +241,7 @@ def forget(
         and class_means is None
     )
     if earlier is not None and same_filter and set(wanted) <= set(before) and not dropped and base == found.base:
-        return _nothing_new(found, earlier, site, time.perf_counter() - started)
+        return _NothingNew(found, earlier, site)
     method = method or (earlier.method if earlier is not None else DEFAULT_METHOD)
     if temperature is None:
         temperature = (earlier.temperature if earlier is not None else None) or DEFAULT_TEMPERATURE
@@ -198,24 +252,23 @@ def forget(
     allowed = (*allow_outputs, *(earlier.allowed_outputs if earlier is not None else ()))
     _check_outputs_exist(bundle, allow_outputs, "--allow-output")
     splices, endpoints = _edit(bundle, graphs, site, spec, allowed)
-    plan = _Plan(
-        site,
-        spec,
-        _labels_of(spec.forgotten, names, earlier),
-        splices,
-        (*(earlier.dropped_endpoints if earlier is not None else ()), *endpoints),
-        (*(earlier.dropped_outputs if earlier is not None else ()), *dropped),
-        allowed,
-        preconditions,
+    return _Plan(
+        found=found,
+        base=base,
+        earlier=earlier,
+        source_sha256=bundle.sha256,
+        data=bundle.proto.SerializeToString(),
+        site=site,
+        spec=spec,
+        labels=_labels_of(spec.forgotten, names, earlier),
+        splices=splices,
+        dropped_endpoints=(*(earlier.dropped_endpoints if earlier is not None else ()), *endpoints),
+        dropped_outputs=(*(earlier.dropped_outputs if earlier is not None else ()), *dropped),
+        allowed_outputs=allowed,
+        preconditions=preconditions,
     )
-    seconds = time.perf_counter() - started
-    if dry_run:
-        version = max(list_versions(base), default=0) + 1
-        return _result(version, base, found, plan, {"status": "skipped", "detail": "dry run"}, None, seconds, 0.0, True)
-    return _write(bundle, found, base, plan, earlier, copy, load_check, seconds)
 
 
-# ------------------------------------------------------------------------------------------------------ before writing
 def _base_path(found: VersionDirectory, into: str | os.PathLike[str] | None) -> Path:
     if into is not None:
         base = Path(into).absolute()
@@ -382,7 +435,8 @@ def _edit(
     return splices, tuple(dict.fromkeys(endpoints))
 
 
-def _nothing_new(found: VersionDirectory, earlier: Manifest, site: ScoreSite, seconds: float) -> ForgetResult:
+def _nothing_new(plan: _NothingNew, seconds: float) -> ForgetResult:
+    found, earlier, site = plan.found, plan.earlier, plan.site
     return ForgetResult(
         version=found.version or 0,
         path=found.path,
@@ -404,32 +458,20 @@ def _nothing_new(found: VersionDirectory, earlier: Manifest, site: ScoreSite, se
 
 
 # -------------------------------------------------------------------------------------------------------- writing
-def _write(
-    bundle: Bundle,
-    found: VersionDirectory,
-    base: Path,
-    plan: _Plan,
-    earlier: Manifest | None,
-    copy: bool,
-    load_check: bool,
-    seconds: float,
-) -> ForgetResult:
+def _write(plan: _Plan, copy: bool, load_check: bool, seconds: float) -> ForgetResult:
     started = time.perf_counter()
+    source = plan.found.path
     left_out = {bundles.SAVED_MODEL_PB, bundles.KERAS_METADATA_PB, bundles.FINGERPRINT_PB, MANIFEST}
-    with staged(base) as staging:
-        files = link_tree(found.path, staging, without=left_out, copy=copy)
-        data = bundle.proto.SerializeToString()
-        (staging / bundles.SAVED_MODEL_PB).write_bytes(data)
-        if (found.path / bundles.FINGERPRINT_PB).is_file():
+    with staged(plan.base) as staging:
+        files = link_tree(source, staging, without=left_out, copy=copy)
+        (staging / bundles.SAVED_MODEL_PB).write_bytes(plan.data)
+        if (source / bundles.FINGERPRINT_PB).is_file():
             (staging / bundles.FINGERPRINT_PB).write_bytes(_fingerprint(staging))
-        # A version that carries a filter already cannot be asked for the raw answers.
-        source = found.path if earlier is None else None
-        checked, seconds_load_check = _checked(staging, source, plan, load_check)
-        manifest = _manifest(found, bundle, plan, earlier, hashlib.sha256(data).hexdigest(), staging, checked)
-        manifest.write(staging)
-        version = publish(staging, base)
+        checked, seconds_load_check = _checked(staging, plan, load_check)
+        _manifest(plan, staging, checked).write(staging)
+        version = publish(staging, plan.base)
     own = seconds + time.perf_counter() - started - seconds_load_check
-    return _result(version, base, found, plan, checked, files, own, seconds_load_check, False)
+    return _result(version, plan, checked, files, own, seconds_load_check, False)
 
 
 def _fingerprint(directory: Path) -> bytes:
@@ -439,29 +481,24 @@ def _fingerprint(directory: Path) -> bytes:
     return bytes(fingerprinting.CreateFingerprintDef(str(directory)))
 
 
-def _checked(staging: Path, source: Path | None, plan: _Plan, load_check: bool) -> tuple[dict[str, Any], float]:
+def _checked(staging: Path, plan: _Plan, load_check: bool) -> tuple[dict[str, Any], float]:
     if not load_check:
         return {"status": "skipped", "detail": "not asked for"}, 0.0
     from mpru_tf.verification import check_before_publishing
 
     started = time.perf_counter()
+    # A version that carries a filter already cannot be asked for the raw answers.
+    source = plan.found.path if plan.earlier is None else None
     checked = check_before_publishing(staging, source, plan.site, plan.spec)
     return checked, time.perf_counter() - started
 
 
-def _manifest(
-    found: VersionDirectory,
-    bundle: Bundle,
-    plan: _Plan,
-    earlier: Manifest | None,
-    sha256: str,
-    staging: Path,
-    checked: dict[str, Any],
-) -> Manifest:
+def _manifest(plan: _Plan, staging: Path, checked: dict[str, Any]) -> Manifest:
     from mpru_tf import __version__
 
     index_sha256 = bundles.index_digest(staging)
     history: tuple[dict[str, Any], ...] = ()
+    earlier = plan.earlier
     if earlier is not None:
         step = {
             "created": earlier.created,
@@ -474,12 +511,12 @@ def _manifest(
         tool_version=__version__,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         source={
-            "path": str(found.path),
-            "version": found.version,
-            "saved_model_sha256": bundle.sha256,
+            "path": str(plan.found.path),
+            "version": plan.found.version,
+            "saved_model_sha256": plan.source_sha256,
             "variables_index_sha256": index_sha256,
         },
-        saved_model_sha256=sha256,
+        saved_model_sha256=hashlib.sha256(plan.data).hexdigest(),
         variables_index_sha256=index_sha256,
         classes=plan.spec.classes,
         forgotten=plan.spec.forgotten,
@@ -500,8 +537,6 @@ def _manifest(
 
 def _result(
     version: int,
-    base: Path,
-    found: VersionDirectory,
     plan: _Plan,
     checked: dict[str, Any],
     files: str | None,
@@ -511,8 +546,8 @@ def _result(
 ) -> ForgetResult:
     return ForgetResult(
         version=version,
-        path=base / str(version),
-        source=found.path,
+        path=plan.base / str(version),
+        source=plan.found.path,
         forgotten=plan.spec.forgotten,
         labels=plan.labels,
         classes=plan.spec.classes,
