@@ -595,6 +595,7 @@ def _show_forgotten(result: ForgetResult, unfiltered: Sequence[int]) -> None:
     table.add_row("made from", str(result.source))
     table.add_row("forgotten", f"{_named(result.forgotten, result.labels)} of {result.classes} classes")
     table.add_row("method", result.method)
+    table.add_row("class scores", result.score_site)
     table.add_row("filtered", ", ".join(result.outputs))
     if result.dropped_outputs:
         table.add_row("dropped", ", ".join(result.dropped_outputs))

@@ -55,6 +55,7 @@ class ForgetResult:
         method: the filter's method.
         leak_gate: 'passed'.
         load_check: 'status' ('passed' or 'skipped') and 'detail'.
+        score_site: what was taken for the class scores, and why, in words.
         outputs: the outputs that are filtered, as SIG:KEY.
         dropped_outputs: outputs that were removed from their signatures, as SIG:KEY.
         dropped_endpoints: attributes that Python loaders offer no more, because they answered past the filter.
@@ -74,6 +75,7 @@ class ForgetResult:
     method: str
     leak_gate: str
     load_check: dict[str, Any]
+    score_site: str
     outputs: tuple[str, ...]
     dropped_outputs: tuple[str, ...]
     dropped_endpoints: tuple[str, ...]
@@ -183,10 +185,13 @@ def forget(
 
     Source: MPRU, arXiv 2510.26230 (an output filter: projection, then redistribution); the splice is ours.
     """
+    found = find_version(model)
+    import mpru_tf.layer  # noqa: F401  imports TensorFlow, which `seconds` is not to count
+
     started = time.perf_counter()
     several = [classes] if isinstance(classes, str | SupportsIndex) else classes
     plan = _plan(
-        find_version(model),
+        found,
         several,
         method=method,
         class_means=class_means,
@@ -447,6 +452,7 @@ def _nothing_new(plan: _NothingNew, seconds: float) -> ForgetResult:
         method=earlier.method,
         leak_gate=earlier.leak_gate,
         load_check=earlier.load_check,
+        score_site=f"{site.kind}. {site.reason}",
         outputs=site.outputs,
         dropped_outputs=earlier.dropped_outputs,
         dropped_endpoints=earlier.dropped_endpoints,
@@ -554,6 +560,7 @@ def _result(
         method=plan.spec.method,
         leak_gate="passed",
         load_check=checked,
+        score_site=f"{plan.site.kind}. {plan.site.reason}",
         outputs=plan.site.outputs,
         dropped_outputs=plan.dropped_outputs,
         dropped_endpoints=plan.dropped_endpoints,
