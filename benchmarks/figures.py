@@ -1,0 +1,72 @@
+"""README's figures, written from benchmarks/results: no figure is typed by hand.
+
+    python benchmarks/figures.py        # put what the results say between README's two marks
+
+The benchmarks call this when they have written new results; a test fails when README and the results differ.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+README = HERE.parent / "README.md"
+BEGIN = "<!-- figures: written by benchmarks/figures.py from benchmarks/results -->"
+END = "<!-- end of figures -->"
+
+_TEXT = """\
+A second version of a ResNet-50 ({size:.0f} MiB with both of Keras 3's copies of the weights), median of {runs} runs that
+took turns in one process:
+
+| way | seconds | added peak memory, MiB |
+|---|---|---|
+{rows}
+
+That is {ratio:.2f} of `cp -r`, and {times:.0f} times faster than `tf.saved_model.load`, wrap, `tf.saved_model.save`. The
+optional load check takes {check:.1f} s more. Absolute times are those of a small shared machine; look at the ratios.
+
+A CIFAR-10 ResNet-20 trained by others forgets "{label}": on the test set, top-1 accuracy on the classes that stay goes
+from {top1_before:.4f} to {top1_after:.4f}, and the largest probability of the forgotten class from
+{largest_before:.4f} to {largest_after}."""
+
+
+def result(name: str) -> dict[str, Any]:
+    """What a benchmark wrote."""
+    values: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return values
+
+
+def render() -> str:
+    """The section between the marks."""
+    reexport, cifar10 = result("reexport"), result("cifar10_forget")
+    seconds, peaks = reexport["median_seconds"], reexport["added_peak_mib"]
+    before, after = cifar10["unfiltered"], cifar10["filtered"]["tempered"]
+    rows = [f"| `{way}` | {seconds[way]:.3f} | {f'{peaks[way]:.0f}' if way in peaks else ''} |" for way in seconds]
+    return _TEXT.format(
+        size=reexport["model_bytes"] / 2**20,
+        runs=reexport["runs"],
+        rows="\n".join(rows),
+        ratio=reexport["ratio_to_cp"],
+        times=reexport["times_faster_than_load_wrap_save"],
+        check=reexport["median_seconds_load_check"],
+        label=cifar10["forgotten"],
+        top1_before=before["retained_top1"],
+        top1_after=after["retained_top1"],
+        largest_before=before["largest_forgotten_probability"],
+        largest_after=after["largest_forgotten_probability"],
+    )
+
+
+def update(readme: Path = README) -> None:
+    """Put the figures between README's marks."""
+    text = readme.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text(f"{before}{BEGIN}\n{render()}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    update()
