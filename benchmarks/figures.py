@@ -26,7 +26,8 @@ that took turns in one process:
 {rows}
 
 That is {ratio:.2f} of `cp -r`, and {times:.0f} times faster than `tf.saved_model.load`, wrap, `tf.saved_model.save`.
-The optional load check takes {check:.1f} s more. Absolute times are those of a small shared machine; look at the ratios.
+The optional load check takes {check:.1f} s more. Absolute times are those of a small shared machine; look at the
+ratios.
 
 A CIFAR-10 ResNet-20 trained by others forgets "{label}": on the test set, top-1 accuracy on the classes that stay goes
 from {top1_before:.4f} to {top1_after:.4f}, and the largest probability of the forgotten class from
