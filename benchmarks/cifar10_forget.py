@@ -10,7 +10,6 @@ data file needs x_test (uint8) and y_test.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -109,14 +108,11 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a .keras file")
     parser.add_argument("--data", type=Path, required=True, help="an .npz file with x_test and y_test")
     parser.add_argument("--forget", default="cat", choices=LABELS)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cifar10_forget.json")
+    parser.add_argument("--out", type=Path, default=figures.RESULTS / "cifar10_forget.json")
     args = parser.parse_args()
     result = measure(args.model, args.data, args.forget)
     show(result)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    if args.out.parent.resolve() == figures.RESULTS:
-        figures.update()  # what README shows is what was measured last
+    figures.save(result, args.out)
 
 
 if __name__ == "__main__":

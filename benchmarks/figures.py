@@ -61,6 +61,14 @@ def render() -> str:
     )
 
 
+def save(values: dict[str, Any], out: Path) -> None:
+    """Write what a benchmark measured and, if that is one of the results kept here, what README shows of it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    if out.parent.resolve() == RESULTS:
+        update()
+
+
 def update(readme: Path = README) -> None:
     """Put the figures between README's marks."""
     text = readme.read_text(encoding="utf-8")

@@ -11,7 +11,6 @@ check, which is timed apart) and load-wrap-save (`tf.saved_model.load`, the filt
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -190,7 +189,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "reexport.json")
+    parser.add_argument("--out", type=Path, default=figures.RESULTS / "reexport.json")
     parser.add_argument("--peak-of", choices=list(WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--base", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -199,10 +198,7 @@ def main() -> None:
         return
     result = measure(args.runs)
     show(result)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    if args.out.parent.resolve() == figures.RESULTS:
-        figures.update()  # what README shows is what was measured last
+    figures.save(result, args.out)
 
 
 if __name__ == "__main__":
