@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mpru_tf.saved_model import shapes
-from mpru_tf.saved_model.graph import Dataflow, Graph, Place, is_for_clients
+from mpru_tf.saved_model.graph import Dataflow, Graph, Place, Tensor, is_for_clients
 
 if TYPE_CHECKING:
     from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef, TensorInfo
@@ -86,7 +86,7 @@ def candidate_of(graph: Graph, name: str, signature: SignatureDef, key: str, inf
     if {ending for _, ending in endings} == {"softmax"}:
         if len(endings) == 1:
             site = endings[0][0]
-            shown = _leaves_as(graph, start, site) != "derived" and not reshaped
+            shown = held(graph, start, {site.tensor}, LOGITS) != "derived" and not reshaped
             return candidate(site, "softmax", declared if shown else None)
         if _is_float(info):  # several heads vote: what leaves the model is the vote, as probabilities
             return candidate(graph.source(start), "normalised", declared)
@@ -209,12 +209,17 @@ def shown_tensor(graph: Graph, start: Place) -> tuple[Place, bool]:
     return place, reshaped
 
 
-def _leaves_as(graph: Graph, start: Place, site: Place) -> str:
-    """What an output holds that is computed from the Softmax input ``site``."""
-    place, _ = shown_tensor(graph, start)
-    if place == site:
-        return LOGITS
-    node = graph.node(place.tensor)
+def held(graph: Graph, start: Place, targets: set[Tensor], kind: str) -> str:
+    """What an output shows that is computed from the class scores ``targets``, which hold ``kind``.
+
+    Returns:
+        ``kind`` for the scores themselves, 'probabilities' or 'log_probabilities' for what a Softmax makes of them, or
+        'derived'.
+    """
+    direct, _ = shown_tensor(graph, start)
+    if direct.tensor in targets or graph.source(start).tensor in targets:
+        return kind
+    node = graph.node(direct.tensor)
     if node is not None and node.op in ("Softmax", "LogSoftmax"):
         return PROBABILITIES if node.op == "Softmax" else "log_probabilities"
     return "derived"

@@ -22,7 +22,7 @@ from mpru_tf.saved_model.candidates import (
     PROBABILITIES,
     Candidate,
     candidate_of,
-    shown_tensor,
+    held,
     weights_behind,
 )
 from mpru_tf.saved_model.graph import MAIN, Dataflow, Graph, Place, Tensor
@@ -263,7 +263,7 @@ def _with_all_outputs(graphs: Sequence[Graph], site: ScoreSite, found: list[tupl
         start = Place(graph.signature_tensor(signature.outputs[key].name))
         targets = {point.tensor for point in site.points if point.meta_graph == graph.index}
         if _depends_on(graph, start.tensor, targets):
-            kinds[candidate.output] = _holds(graph, start, targets, site.kind)
+            kinds[candidate.output] = held(graph, start, targets, site.kind)
     return dataclasses.replace(site, output_kinds=kinds)
 
 
@@ -277,16 +277,6 @@ def _depends_on(graph: Graph, tensor: Tensor, targets: set[Tensor]) -> bool:
 
     Dataflow(graph, barrier).origins(tensor)
     return bool(hits)
-
-
-def _holds(graph: Graph, start: Place, targets: set[Tensor], kind: str) -> str:
-    direct, _ = shown_tensor(graph, start)
-    if direct.tensor in targets or graph.source(start).tensor in targets:
-        return kind
-    node = graph.node(direct.tensor)
-    if node is not None and node.op in ("Softmax", "LogSoftmax"):
-        return PROBABILITIES if node.op == "Softmax" else "log_probabilities"
-    return "derived"
 
 
 def _binary(
