@@ -393,7 +393,7 @@ def _compare(loaded: LoadedModel, original: LoadedModel, site: ScoreSite, spec: 
             # Where hardly any probability was retained, probabilities alone do not tell what logits would.
             settled = np.sum(_as_probabilities(before, kind)[..., list(spec.retained)], axis=-1) > 1e-3
             difference = float(np.max(np.abs(got - expected)[settled], initial=0.0))
-            tolerance = _TOLERANCE if raw[key].dtype.itemsize >= 4 else _SUM_TOLERANCE
+            tolerance = _SUM_TOLERANCE if site.is_half or raw[key].dtype.itemsize < 4 else _TOLERANCE
             if difference > tolerance:
                 raise VerificationError(
                     explain(

@@ -165,6 +165,17 @@ def half(path: Path) -> None:
     )
 
 
+def half_shown(path: Path) -> None:
+    """float16 logits that leave the model too, beside the float32 probabilities made of them."""
+    module = _Module(18, dtype=tf.float16)
+
+    def answer(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        z = module.scores(x)
+        return {"logits": z, "probabilities": tf.nn.softmax(tf.cast(z, tf.float32))}
+
+    _save(path, module, {"serving_default": answer})
+
+
 def double(path: Path) -> None:
     """float64 throughout."""
     module = _Module(13, dtype=tf.float64)
@@ -325,4 +336,8 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "embedding": (embedding, "serving_default:embedding"),
     "tempered_softmax": (tempered_softmax, "serving_default:logits"),
 }
-MAKERS: dict[str, Callable[[Path], None]] = {**FILTERED, **{name: maker for name, (maker, _) in REFUSED.items()}}
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "half_shown": half_shown,
+    **FILTERED,
+    **{name: maker for name, (maker, _) in REFUSED.items()},
+}

@@ -155,6 +155,16 @@ def test_two_heads_are_told_apart_by_naming_an_output(models: ModelStore, tmp_pa
     np.testing.assert_array_equal(after["colour"], before["colour"])
 
 
+@pytest.mark.parametrize("method", ["renormalize", "mean", "gram_schmidt", "tempered"])
+def test_float16_scores_may_be_rounded_as_float16(models: ModelStore, tmp_path: Path, method: str) -> None:
+    base = models.base("half_shown", tmp_path)
+    result = mpru_tf.forget(base, [2, 7], method=method, class_means=class_means())
+    assert result.load_check["status"] == "passed"
+    after = answers(result.path, "serving_default")
+    assert after["logits"].dtype == np.float16
+    assert np.all(after["probabilities"][:, [2, 7]] == 0)
+
+
 def test_two_heads_of_the_same_classes_can_be_named_together(models: ModelStore, tmp_path: Path) -> None:
     base = models.base("twin_heads", tmp_path)
     result = mpru_tf.forget(base, [1], outputs=["serving_default:student", "serving_default:teacher"])
