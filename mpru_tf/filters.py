@@ -14,6 +14,10 @@ gram_schmidt  ``mu_c`` of all classes   the same with ``B``, an orthonormal basi
 tempered      nothing                   ``q_R`` proportional to ``p_R^(1/t)``, ``t = 1 + (T - 1) sum(p_F)``
 ============  ========================  ========================================================================
 
+A multi-label model answers one independent probability per class, which form no distribution: there is nothing to
+redistribute. Its one method is ``mask``: ``q_R = p_R``, ``q_F = 0``, and in logits (before a Sigmoid)
+:data:`FORGOTTEN_LOGIT` at the forgotten entries. What is said below about sums and odd rows is not about it.
+
 Source: the idea of projecting an output vector off a forgotten class's average output and of redistributing the
 removed probability by the original proportions is MPRU (Peng, Gunamardi, Tjuawinata, Lam, 2025, arXiv
 2510.26230). The formulas are our own formalisation of it; ``tempered`` and the rules for degenerate rows are ours.
@@ -49,6 +53,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float64]
 
 METHODS = ("renormalize", "mean", "gram_schmidt", "tempered")
+"""For models whose probabilities sum to one."""
+MASK = "mask"
+"""The method for multi-label models."""
 DEFAULT_METHOD = "tempered"
 DEFAULT_TEMPERATURE = 1.5
 MAX_TEMPERATURE = 1000.0
@@ -187,6 +194,28 @@ def tempered(
     return rows.settle(_share(flat), fallback)
 
 
+def mask(p: npt.ArrayLike, forgotten: Sequence[int]) -> Array:
+    """Return ``q_R = p_R``, ``q_F = 0``: for multi-label models, whose probabilities are independent of each other.
+
+    Args:
+        p: ``[..., n]`` probabilities, each in [0, 1], of any sum.
+        forgotten: ``k`` distinct class indices, ``0 < k < n``.
+
+    Returns:
+        ``[..., n]`` float64, exactly 0 on the forgotten classes, also in rows that hold a NaN.
+
+    Raises:
+        DataError: ``p`` is not an array of numbers ``[..., n]``.
+        ForgetListError: ``forgotten`` is empty, names all classes, one twice, or one that does not exist.
+
+    Example:
+        >>> mask([0.9, 0.2, 0.6], [2])
+        array([0.9, 0.2, 0. ])
+    """
+    rows = check_scores(p)
+    return np.where(_keep(rows.shape[-1], check_forget_list(rows.shape[-1], forgotten)), rows, 0.0)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # A filter as a value
 
@@ -200,7 +229,7 @@ class FilterSpec:
     Attributes:
         classes: ``n``, at least 2.
         forgotten: ``k`` class indices, ascending.
-        method: one of :data:`METHODS`.
+        method: one of :data:`METHODS`, or :data:`MASK`.
         temperature: ``T`` of ``tempered``, None for the other methods.
         coefficients: ``[n, k]`` float64 ``C`` of the projection methods (``U (U'U)^-1``, or ``B``), else None.
         directions: ``[n, k]`` float64 ``D`` of the projection methods (``U``, or ``B``), else None. The projection
@@ -257,6 +286,8 @@ class FilterSpec:
         Raises:
             DataError: ``p`` does not hold numbers, or its last dimension is not ``n``.
         """
+        if self.method == MASK:
+            return mask(self._checked(p), self.forgotten)
         if self.method == "tempered":
             assert self.temperature is not None
             return tempered(self._checked(p), self.forgotten, self.temperature, self.fallback)
@@ -268,7 +299,7 @@ class FilterSpec:
         return rows.settle(_project(rows.w, rows.p, rows.keep, self.coefficients, self.directions), self.fallback)
 
     def logits(self, z: npt.ArrayLike) -> Array:
-        """Filter logits: the softmax of the result is ``q`` of the softmax of ``z``.
+        """Filter logits: the softmax (for ``mask``, the sigmoid) of the result is ``q`` of that of ``z``.
 
         The result is ``log q + logsumexp(z_R)``, so that ``renormalize`` does not move the retained logits by a
         bit, nor does ``tempered`` where ``t = 1``. Retained probabilities are taken from a softmax over the
@@ -287,6 +318,8 @@ class FilterSpec:
         """
         raw = self._checked(z)
         hidden = FORGOTTEN_LOGIT.get(np.asarray(z).dtype.name, FORGOTTEN_LOGIT["float64"])
+        if self.method == MASK:
+            return np.where(_keep(self.classes, self.forgotten), raw, hidden)
         usable = (raw < np.inf).all(axis=-1, keepdims=True)  # neither NaN nor plus infinity, as softmax wants it
         floored = np.where(usable, np.maximum(raw, LOGIT_FLOOR), 0.0)
         kept = list(self.retained)
@@ -385,7 +418,7 @@ def make_filter(
     Args:
         classes: ``n``.
         forgotten: ``k`` distinct class indices, ``0 < k < n``, in any order.
-        method: one of :data:`METHODS`.
+        method: one of :data:`METHODS`, or :data:`MASK` for a multi-label model.
         class_means: needed by ``mean`` (rows of the forgotten classes) and ``gram_schmidt`` (all rows). The other
             methods use the rows of the forgotten classes, where all are there, for rows without retained probability.
         temperature: ``T`` of ``tempered`` in [1, 1000]; not looked at by the other methods.
@@ -423,7 +456,7 @@ def make_filter(
             )
         )
     means_f: Array | None = None
-    if class_means is not None and have.issuperset(gone):
+    if class_means is not None and method != MASK and have.issuperset(gone):
         means_f = np.stack([class_means.row(c) for c in gone]).astype(np.float64)
     fallback = None if means_f is None else destinations(means_f, gone)
     coefficients: Array | None = None
@@ -500,10 +533,10 @@ def check_method(method: str) -> str:
     """Return ``method``.
 
     Raises:
-        MPRUError: it is none of :data:`METHODS`.
+        MPRUError: it is neither one of :data:`METHODS` nor :data:`MASK`.
     """
-    if method not in METHODS:
-        raise MPRUError(explain("There is no such method.", received=repr(method), valid=", ".join(METHODS)))
+    if method not in (*METHODS, MASK):
+        raise MPRUError(explain("There is no such method.", received=repr(method), valid=", ".join((*METHODS, MASK))))
     return method
 
 

@@ -26,6 +26,7 @@ from mpru_tf.filters import (
     DEFAULT_TEMPERATURE,
     FORGOTTEN_LOGIT,
     LOGIT_FLOOR,
+    MASK,
     MIX_FLOOR,
     UNDERFLOW,
     Array,
@@ -63,6 +64,8 @@ def filter_tensor(x: tf.Tensor, spec: FilterSpec, logits: bool) -> tf.Tensor:
     _check_shape(x.shape, spec.classes)
     if x.shape.rank is not None and x.shape[-1] is None:
         x = tf.ensure_shape(x, [*x.shape[:-1], spec.classes])
+    if spec.method == MASK:
+        return _masked(x, spec, FORGOTTEN_LOGIT[x.dtype.name] if logits else 0.0)
     rows = tf.cast(x, tf.float64 if x.dtype == tf.float64 else tf.float32)
     # MatMul takes matrices; a tensor whose rank is unknown also passes here to have its last dimension checked.
     reshaped = x.shape.rank is None or (x.shape.rank != 2 and _multiplies(spec))
@@ -94,7 +97,7 @@ class MPRULayer(keras.layers.Layer):
     Args:
         forgotten: a class index or several distinct ones; at least one class must be left.
         classes: ``n``, the length of the last axis of the inputs.
-        method: ``renormalize``, ``mean``, ``gram_schmidt`` or ``tempered``.
+        method: ``renormalize``, ``mean``, ``gram_schmidt`` or ``tempered``; ``mask`` for multi-label models.
         class_means: needed by ``mean`` and ``gram_schmidt``.
         logits: True if the inputs are logits (then so are the outputs), False if they are probabilities.
         temperature: of ``tempered``, in [1, 1000].
@@ -191,6 +194,16 @@ def _check_shape(shape: tf.TensorShape, classes: int) -> None:
                 valid=f"[..., {classes}]",
             )
         )
+
+
+def _masked(x: tf.Tensor, spec: FilterSpec, hidden: float) -> tf.Tensor:
+    """See filters.mask. The last dimension is compared at run time where it is not known: [n] broadcasts over [1]."""
+    keep = np.ones(spec.classes, dtype=np.bool_)
+    keep[list(spec.forgotten)] = False
+    if x.shape.rank is None:
+        checked = tf.reshape(x, tf.concat([tf.shape(x)[:-1], [spec.classes]], axis=0))
+        return tf.where(tf.constant(keep), checked, tf.constant(hidden, x.dtype))
+    return tf.where(tf.constant(keep), x, tf.constant(hidden, x.dtype))
 
 
 def _multiplies(spec: FilterSpec) -> bool:

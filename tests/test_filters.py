@@ -19,11 +19,13 @@ from mpru_tf.errors import ClassMeansError, DataError, ForgetListError, MPRUErro
 from mpru_tf.filters import (
     DEFAULT_METHOD,
     FORGOTTEN_LOGIT,
+    MASK,
     METHODS,
     UNDERFLOW,
     FilterSpec,
     gram_schmidt,
     make_filter,
+    mask,
     mean,
     renormalize,
     tempered,
@@ -551,3 +553,34 @@ def test_digest_tells_filters_apart() -> None:
     ]
     assert len({spec.digest() for spec in specs}) == len(set(specs)) == len(specs)
     assert specs[0] != "a filter"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Multi-label
+
+
+def test_mask_leaves_the_retained_alone() -> None:
+    random = np.random.default_rng(5)
+    z = random.normal(0, 4, (20, 6))
+    z[3, 2], z[4, 0], z[5, 1] = np.nan, np.inf, -np.inf
+    p = 1 / (1 + np.exp(-z))
+    spec = make_filter(6, [4, 1], MASK)
+    assert (spec.method, spec.forgotten, spec.temperature, spec.fallback) == (MASK, (1, 4), None, None)
+    kept = list(spec.retained)
+    np.testing.assert_array_equal(spec.probabilities(p)[:, kept], p[:, kept])
+    np.testing.assert_array_equal(mask(p, [1, 4]), spec.probabilities(p))
+    assert (spec.probabilities(p)[:, [1, 4]] == 0.0).all()
+    np.testing.assert_array_equal(spec.logits(z)[:, kept], z[:, kept])
+    assert (spec.logits(z)[:, [1, 4]] == FORGOTTEN_LOGIT["float64"]).all()
+    assert (spec.logits(z.astype(np.float16))[:, [1, 4]] == FORGOTTEN_LOGIT["float16"]).all()
+    assert FilterSpec.from_config(json.loads(json.dumps(spec.to_config()))) == spec
+    assert spec != make_filter(6, [4, 1], "renormalize")
+    assert make_filter(6, [1, 4], MASK, class_means=class_means(confident_means(random, 6))) == spec  # not needed
+
+
+@pytest.mark.parametrize("forgotten", [[], [0, 1], [2], [0, 0]])
+def test_mask_refuses_what_the_other_methods_refuse(forgotten: list[int]) -> None:
+    with pytest.raises(ForgetListError):
+        make_filter(2, forgotten, MASK)
+    with pytest.raises(ForgetListError):
+        mask([0.5, 0.5], forgotten)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mpru_tf.class_means import ClassMeans
 from mpru_tf.errors import DataError, ForgetListError
-from mpru_tf.filters import FORGOTTEN_LOGIT, METHODS, UNDERFLOW, FilterSpec, make_filter
+from mpru_tf.filters import FORGOTTEN_LOGIT, MASK, METHODS, UNDERFLOW, FilterSpec, make_filter
 from mpru_tf.layer import MPRULayer, filter_tensor
 
 Array = npt.NDArray[np.float64]
@@ -229,7 +229,7 @@ def test_any_rank_and_any_static_knowledge(spec: FilterSpec, logits: bool) -> No
 
 
 @pytest.mark.parametrize("static", [None, (None, None), (None, None, None)], ids=str)
-@pytest.mark.parametrize("method", ["renormalize", "mean"])
+@pytest.mark.parametrize("method", ["renormalize", "mean", MASK])
 def test_a_wrong_number_of_classes_at_run_time(static: Any, method: str) -> None:
     """Also where broadcasting or reshaping would silently make something of it."""
     spec = make_filter(N, [2, 3], method, class_means=means())
@@ -440,3 +440,30 @@ def test_a_model_with_other_classes_is_refused() -> None:
         MPRULayer(3, N)(np.zeros((2, 5), np.float32))
     with pytest.raises(ForgetListError, match="no class 6"):
         MPRULayer(6, N)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Multi-label
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float32, tf.float64])
+def test_mask_is_the_same_as_numpy_bit_for_bit(logits: bool, dtype: tf.DType) -> None:
+    spec = make_filter(N, [1, 4], MASK)
+    x = tf.cast(np.random.default_rng(8).normal(0, 4, (20, N)), dtype)
+    x = x if logits else tf.sigmoid(x)
+    filtered = filter_tensor(x, spec, logits)
+    assert (filtered.dtype, filtered.shape) == (x.dtype, x.shape)
+    reference = spec.logits(x.numpy()) if logits else spec.probabilities(x.numpy())
+    np.testing.assert_array_equal(filtered.numpy(), reference.astype(x.dtype.as_numpy_dtype))
+    probabilities = tf.sigmoid(filtered) if logits else filtered
+    assert (probabilities.numpy()[:, [1, 4]] == 0).all()
+
+
+@BOTH
+def test_a_masking_layer_survives_its_config(logits: bool) -> None:
+    layer = MPRULayer([2], N, MASK, logits=logits)
+    again = MPRULayer.from_config(layer.get_config())
+    x = np.ones((3, N), np.float32)
+    np.testing.assert_array_equal(again(x), layer(x))
+    assert [op.type for op in operations(layer.spec, logits)].count("SelectV2") == 1
