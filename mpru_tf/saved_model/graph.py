@@ -44,9 +44,13 @@ IDENTITY_OPS = frozenset(
 SHAPE_OPS = frozenset(
     {"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike", "BroadcastGradientArgs", "TensorArraySizeV3"}
 )
+# TensorFlow 1's control flow: what comes out is the first input, at the time when it is let through.
+FIRST_INPUT_OPS = frozenset(
+    {"Enter", "RefEnter", "Exit", "RefExit", "Switch", "RefSwitch", "NextIteration", "RefNextIteration", "LoopCond"}
+)
 PLACEHOLDER_OPS = frozenset({"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"})
 _LIFECYCLE_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
-CALL_OPS = frozenset({"PartitionedCall", "StatefulPartitionedCall", "TPUPartitionedCall"})
+CALL_OPS = frozenset({"PartitionedCall", "StatefulPartitionedCall", "TPUPartitionedCall", "BatchFunction"})
 IF_OPS = frozenset({"If", "StatelessIf"})
 CASE_OPS = frozenset({"Case", "StatelessCase"})
 WHILE_OPS = frozenset({"While", "StatelessWhile"})
@@ -331,6 +335,11 @@ class Graph:
         return [Place(tensor, place.calls) for tensor in self.scope(place.tensor.scope).inputs(node)]
 
     @cached_property
+    def known_shapes(self) -> dict[Place, tuple[int | None, ...] | None]:
+        """What :mod:`mpru_tf.saved_model.shapes` has found out already; it lives as long as the graph is unedited."""
+        return {}
+
+    @cached_property
     def requests(self) -> Dataflow:
         """What depends on a request in this graph as it stands."""
         return Dataflow(self)
@@ -342,6 +351,7 @@ class Graph:
         if scope.function is not None:
             scope.outputs = [scope.function.ret[output.name] for output in scope.function.signature.output_arg]
         self.__dict__.pop("requests", None)
+        self.__dict__.pop("known_shapes", None)
 
     def dtype(self, tensor: Tensor) -> int | None:
         """The DataType of a tensor, from the op that produces it; None where that is not known."""
