@@ -29,7 +29,7 @@ from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.graph import is_for_clients
 from mpru_tf.saved_model.leaks import LeakGate, refuse, score_family
 from mpru_tf.saved_model.prune import drop_output, prune
-from mpru_tf.saved_model.sites import survey
+from mpru_tf.saved_model.sites import Choice, survey
 from mpru_tf.saved_model.splice import splice, unused_prefixes
 from mpru_tf.versions import VersionDirectory, find_version, link_tree, list_versions, publish, staged
 
@@ -235,7 +235,7 @@ def _plan(
     unfiltered_graphs(bundle, earlier)
     dropped = _drop(bundle, drop_outputs)
     graphs = bundle.graphs()
-    site = survey(graphs, outputs).the_site()
+    site = survey(graphs, Choice(outputs=tuple(outputs))).the_site()
     _check_same_scores(earlier, graphs, site)
     wanted = parse_classes(classes, names, site.classes)
     before = earlier.forgotten if earlier is not None else ()

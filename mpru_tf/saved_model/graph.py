@@ -8,6 +8,7 @@ reached. Nothing is executed and no op needs to be registered, so models with cu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -215,6 +216,26 @@ class Graph:
                 )
             ) from None
 
+    def find_tensor(self, name: str) -> Tensor | None:
+        """The tensor that a person names as :func:`str` writes it; the port may be left out. None if there is none."""
+        for scope_name in sorted((name_ for name_ in self._functions if name.startswith(f"{name_}/")), key=len)[::-1]:
+            found = self._find_in(self.scope(scope_name), name.removeprefix(f"{scope_name}/"))
+            if found is not None:
+                return found
+        return self._find_in(self.scope(MAIN), name)
+
+    def _find_in(self, scope: Scope, name: str) -> Tensor | None:
+        node_name, _, port = name.partition(":")
+        node = scope.nodes.get(node_name)
+        if node is None or not (port.isdigit() or not port):
+            return None
+        number = int(port or 0)
+        if scope.name == MAIN:
+            return Tensor(MAIN, node_name, "", number)
+        used = (tensor for other in scope.node_defs for tensor in scope.inputs(other))
+        shown = (tensor for ref in scope.outputs if (tensor := scope.tensor(ref)) is not None)
+        return next((t for t in itertools.chain(used, shown) if (t.node, t.port) == (node_name, number)), None)
+
     def signature_tensor(self, name: str) -> Tensor:
         """The main-graph tensor that a SignatureDef's TensorInfo names."""
         tensor = self.scope(MAIN).tensor(name)
@@ -318,6 +339,8 @@ class Graph:
             inputs = scope.inputs(node)
             position = tensor.port if node.op == "IdentityN" else 0
             return Place(inputs[position], calls) if position < len(inputs) else None
+        if node.op in WHILE_OPS:
+            return self._around_loop(scope, node, place)
         callees = self.callees(scope, node)
         if len(callees) == 1:
             function, offset = callees[0]
@@ -326,6 +349,25 @@ class Graph:
             inner = self.returned(function, self.output_index(tensor, node))
             return Place(inner, (*calls, Call(scope.name, node.name, offset)))
         return None
+
+    def _around_loop(self, scope: Scope, node: NodeDef, place: Place) -> Place | None:
+        """A loop variable that no turn changes is what it was before the loop."""
+        index = self.output_index(place.tensor, node)
+        body = node.attr["body"].func.name
+        inputs = scope.inputs(node)
+        call = Call(scope.name, node.name, 0)
+        if call in place.calls or index >= len(inputs):
+            return None
+        kept = self.returned(body, index)
+        inner = self.scope(body)
+        seen: set[Tensor] = set()
+        while kept not in seen and kept.node not in inner.args:
+            seen.add(kept)
+            made_by = inner.nodes.get(kept.node)
+            if made_by is None or made_by.op not in IDENTITY_OPS - {"Cast"} or not inner.inputs(made_by):
+                return None
+            kept = inner.inputs(made_by)[0]
+        return Place(inputs[index], place.calls) if inner.args.get(kept.node) == index else None
 
     def inputs_of(self, place: Place) -> list[Place]:
         """The data inputs of the node that produces a place's tensor."""
@@ -340,6 +382,11 @@ class Graph:
         return {}
 
     @cached_property
+    def known_kinds(self) -> dict[Place, str]:
+        """What :mod:`mpru_tf.saved_model.candidates` has found out already; it lives as long."""
+        return {}
+
+    @cached_property
     def requests(self) -> Dataflow:
         """What depends on a request in this graph as it stands."""
         return Dataflow(self)
@@ -350,8 +397,8 @@ class Graph:
         scope.forget_inputs()
         if scope.function is not None:
             scope.outputs = [scope.function.ret[output.name] for output in scope.function.signature.output_arg]
-        self.__dict__.pop("requests", None)
-        self.__dict__.pop("known_shapes", None)
+        for name in ("requests", "known_shapes", "known_kinds"):
+            self.__dict__.pop(name, None)
 
     def dtype(self, tensor: Tensor) -> int | None:
         """The DataType of a tensor, from the op that produces it; None where that is not known."""
@@ -382,6 +429,22 @@ class Graph:
         """Nodes of the same scope that read a tensor."""
         scope = self.scope(tensor.scope)
         return [node for node in scope.node_defs if tensor in scope.inputs(node)]
+
+    def in_loop(self, tensor: Tensor) -> bool:
+        """Whether a tensor is made anew in each turn of a TensorFlow 1 while loop (between its Enter and its Exit)."""
+        scope = self.scope(tensor.scope)
+        seen = {tensor.node}
+        queue = [tensor.node]
+        while queue:
+            node = scope.nodes.get(queue.pop())
+            if node is None or node.op in ("Exit", "RefExit"):
+                continue
+            if node.op in ("Enter", "RefEnter"):
+                return True
+            before = {made_by.node for made_by in scope.inputs(node)} - seen
+            seen |= before
+            queue.extend(before)
+        return False
 
     def is_shown(self, tensor: Tensor) -> bool:
         """Whether a tensor leaves its scope as it is: returned by its function, or named by a SignatureDef."""
@@ -443,6 +506,7 @@ class Dataflow:
         self._has_barrier = barrier is not None
         self._summaries: dict[tuple[str, int], dict[str, tuple[Tensor, ...]]] = {}
         self._in_progress: set[tuple[str, int]] = set()
+        self._shielded: dict[tuple[str, int], bool] = {}
         self._dependent: set[Tensor] = set()
         self._dependent_nodes: set[tuple[str, str]] = set()  # plain nodes, by scope and name
 
@@ -625,9 +689,9 @@ class Dataflow:
             for following in inputs:
                 yield following, ()
             return
+        if callees[0][1] and not all(self._is_shielded(function, index) for function, _ in callees):
+            yield inputs[0], ()  # the predicate decides which branch answers
         for function, offset in callees:
-            if offset:
-                yield inputs[0], ()  # the predicate decides which branch answers
             args = self.graph.scope(function).args
             for name, way in self.summary(function, index).items():
                 position = args[name] + offset
@@ -650,6 +714,26 @@ class Dataflow:
             finally:
                 self._in_progress.discard(key)
         return self._summaries[key]
+
+    def _is_shielded(self, function: str, index: int) -> bool:
+        """Whether a function's output number ``index`` lies behind the barrier, and is not merely a constant.
+
+        A condition that only chooses between such outputs tells nothing that the barrier would have kept back.
+        """
+        key = (function, index)
+        if key not in self._shielded:
+            self._shielded[key] = False  # the answer to a function that calls itself
+            hits: list[Tensor] = []
+
+            def barrier(passed: Tensor) -> bool:
+                if self.barrier(passed):
+                    hits.append(passed)
+                    return True
+                return False
+
+            reached = Dataflow(self.graph, barrier).origins(self.graph.returned(function, index))
+            self._shielded[key] = bool(hits) and not reached
+        return self._shielded[key]
 
     def _while_positions(self, node: NodeDef, index: int) -> set[int]:
         """Loop variables whose first value can reach output ``index`` of a While node."""

@@ -68,6 +68,30 @@ def static_shape(graph: Graph, place: Place, depth: int = 0) -> Shape | None:
     return found
 
 
+def last_axis(graph: Graph, place: Place) -> int | None:
+    """The length of a tensor's last axis, also where the number of axes is not known; None where that is not either.
+
+    A weight or a bias tells it: whatever is broadcast with [n] has n entries in its last axis, if n is not 1.
+    """
+    seen: set[Place] = set()
+    queue = [place]
+    while queue and len(seen) < _MAX_DEPTH:
+        place = graph.source(queue.pop())
+        shape = static_shape(graph, place)
+        if shape and shape[-1] not in (None, 1):
+            return shape[-1]
+        node = graph.node(place.tensor)
+        if node is None or place in seen:
+            continue
+        seen.add(place)
+        rule = _RULES.get(node.op)
+        if rule in (_elementwise, _add_bias):
+            queue.extend(graph.inputs_of(place))
+        elif rule is _same:
+            queue.extend(graph.inputs_of(place)[:1])
+    return None
+
+
 def _argument(graph: Graph, place: Place) -> Shape | None:
     """What a function notes down about an argument that no caller is known of."""
     scope = graph.scope(place.tensor.scope)

@@ -3,17 +3,18 @@
 A score site is a tensor whose last axis counts the classes. If the scores leave the model through a Softmax, the site
 is the Softmax's *input*: whatever else is computed from it (an argmax, a top k, labels looked up by index) is then
 filtered too, by construction. If there is no Softmax, the site is the tensor that leaves the model. Found here by
-reading the graph alone; nothing is executed.
+reading the graph alone; nothing is executed. What the graph leaves open its owner decides with a :class:`Choice`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from mpru_tf.errors import AmbiguousSiteError, UnsupportedModelError, explain
+from mpru_tf.errors import AmbiguousSiteError, UnsupportedModelError
+from mpru_tf.saved_model import refusals, shapes
 from mpru_tf.saved_model.candidates import (
     DT_BFLOAT16,
     DT_HALF,
@@ -22,11 +23,38 @@ from mpru_tf.saved_model.candidates import (
     PROBABILITIES,
     Candidate,
     candidate_of,
+    head_behind,
     held,
+    kind_at,
     weights_behind,
 )
 from mpru_tf.saved_model.graph import MAIN, Dataflow, Graph, Place, Tensor
-from mpru_tf.saved_model.shapes import from_proto, spell
+from mpru_tf.saved_model.shapes import Shape, spell
+
+Found = tuple[Graph, Candidate]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the owner of a model says about its class scores, where the graph leaves it open.
+
+    Attributes:
+        outputs: SIG:KEY of outputs that are computed from the class scores that are meant.
+        sites: names of the tensors that hold them, as :func:`str` writes a tensor.
+        scores: 'logits' or 'probabilities', what they hold, where the graph does not tell.
+        classes: number n of classes, where the graph does not tell.
+        multi_label: each class is judged on its own, by a Sigmoid.
+    """
+
+    outputs: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ()
+    scores: str | None = None
+    classes: int | None = None
+    multi_label: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {**dataclasses.asdict(self), "outputs": list(self.outputs), "sites": list(self.sites)}
 
 
 @dataclass(frozen=True)
@@ -39,6 +67,8 @@ class SitePoint:
         kind: 'logits' or 'probabilities', what the tensor holds.
         classes: length n of its last axis.
         dtype: its DataType, one of the four floating-point ones.
+        shape: as far as the graph proves it, None for an unknown rank. An open last axis is compared with n at run
+            time.
     """
 
     meta_graph: int
@@ -46,6 +76,7 @@ class SitePoint:
     kind: str
     classes: int
     dtype: int
+    shape: Shape | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +90,7 @@ class ScoreSite:
         output_kinds: for each output 'SIG:KEY' that is computed from the site, what it holds: 'probabilities',
             'log_probabilities', 'logits', or 'derived' (ids, labels, ranked scores and the like).
         reason: why this tensor was taken for the class scores, one sentence.
+        multi_label: whether each class is judged on its own, so that probabilities do not sum to one.
     """
 
     kind: str
@@ -66,6 +98,7 @@ class ScoreSite:
     points: tuple[SitePoint, ...]
     output_kinds: dict[str, str]
     reason: str
+    multi_label: bool = False
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -82,6 +115,7 @@ class ScoreSite:
         return {
             "kind": self.kind,
             "classes": self.classes,
+            "multi_label": self.multi_label,
             "outputs": list(self.outputs),
             "output_kinds": dict(sorted(self.output_kinds.items())),
             "tensors": [str(point.tensor) for point in self.points],
@@ -90,11 +124,37 @@ class ScoreSite:
 
 
 @dataclass(frozen=True)
+class SeenTensor:
+    """A tensor at which the way back from some outputs ended, and what was made of it.
+
+    Attributes:
+        tensors: its name; several where a condition decides which of them answers.
+        op: the op that makes it.
+        ending: 'softmax' or 'sigmoid' (what reads it), 'linear', 'forest', 'normalised', 'mixture' or 'other'.
+        shape: its shape, for people.
+        outputs: the outputs from which it was reached, as SIG:KEY.
+        verdict: whether it was taken for the class scores and, if not, why and what would change that.
+    """
+
+    tensors: tuple[str, ...]
+    op: str
+    ending: str
+    shape: str
+    outputs: tuple[str, ...]
+    verdict: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {**dataclasses.asdict(self), "tensors": list(self.tensors), "outputs": list(self.outputs)}
+
+
+@dataclass(frozen=True)
 class Survey:
     """What is known about a model's class scores: the sites, or the reason why there is none."""
 
     sites: tuple[ScoreSite, ...]
     refusal: UnsupportedModelError | AmbiguousSiteError | None
+    seen: tuple[SeenTensor, ...] = ()
 
     def the_site(self) -> ScoreSite:
         """The one score site.
@@ -108,65 +168,153 @@ class Survey:
         return self.sites[0]
 
 
-def survey(graphs: Sequence[Graph], outputs: Sequence[str] = ()) -> Survey:
+def survey(graphs: Sequence[Graph], choice: Choice | None = None) -> Survey:
     """Find the class scores of all MetaGraphs together.
 
     Args:
         graphs: the MetaGraphs of one SavedModel.
-        outputs: SIG:KEY names; when given, only class scores from which one of these is computed are considered.
+        choice: what the owner says, where the graph leaves it open.
     """
-    found: list[tuple[Graph, Candidate]] = []
+    choice = choice or Choice()
+    found = _candidates(graphs, choice.multi_label)
+    if not found:
+        return Survey((), refusals.no_outputs())
+    try:
+        sites, refusal = _sites(graphs, found, choice)
+    except (UnsupportedModelError, AmbiguousSiteError) as error:
+        sites, refusal = (), error
+    return Survey(sites, refusal, _seen(found, sites, choice))
+
+
+def _candidates(graphs: Sequence[Graph], multi_label: bool) -> list[Found]:
+    found = []
     for graph in graphs:
         for name, signature in sorted(graph.meta_graph.signature_def.items()):  # maps of a proto have no order
             for key, info in sorted(signature.outputs.items()):
-                candidate = candidate_of(graph, name, signature, key, info)
+                candidate = candidate_of(graph, name, signature, key, info, multi_label)
                 if candidate is not None:
                     found.append((graph, candidate))
-    if not found:
-        return Survey((), _no_outputs())
-    chosen, kind, reason = _choose(found)
-    suited = [entry for entry in chosen if _is_class_vector(entry[1])]
-    refusal = _binary(found, suited) or (None if suited else _unsuitable(found, chosen))
-    if refusal is not None:
-        return Survey((), refusal)
-    try:
-        groups = _group(suited, kind, reason)
-    except UnsupportedModelError as error:
-        return Survey((), error)
+    return found
+
+
+def _sites(
+    graphs: Sequence[Graph], found: list[Found], choice: Choice
+) -> tuple[tuple[ScoreSite, ...], UnsupportedModelError | AmbiguousSiteError | None]:
+    """The score sites, and why they do not do."""
+    considered = found
+    if choice.scores is not None and choice.outputs:
+        considered = [entry for entry in found if entry[1].output in choice.outputs]
+    chosen, kind, reason = _strongest(considered, choice)
+    suited = [entry for entry in chosen if _is_class_vector(entry[1], choice)]
+    refusal: UnsupportedModelError | AmbiguousSiteError | None = _binary(found, suited, choice)
+    if refusal is None and not suited:
+        refusal = refusals.unsuitable(_bare(found), _bare(chosen), choice.multi_label)
+    if refusal is not None and not choice.sites:
+        return (), refusal
+    groups = () if refusal is not None else _grouped(suited, kind, reason, choice)
     sites = tuple(_with_all_outputs(graphs, site, found) for site in groups)
-    if outputs:
-        named = tuple(site for site in sites if not set(outputs).isdisjoint(site.output_kinds))
+    if choice.sites:
+        sites = tuple(_with_all_outputs(graphs, site, found) for site in _named_tensors(graphs, sites, choice, found))
+    if choice.outputs:
+        named = tuple(site for site in sites if not set(choice.outputs).isdisjoint(site.output_kinds))
         if not named:
-            return Survey(sites, _not_named(outputs, sites))
+            return sites, refusals.not_named(choice.outputs, sites)
         sites = _joined(named)
-    return Survey(sites, _ambiguous(sites) if len(sites) > 1 else None)
+    if len(sites) > 1:
+        return sites, refusals.ambiguous(sites)
+    if choice.classes is not None and sites[0].classes != choice.classes:
+        return sites, refusals.other_width(sites[0], choice.classes)
+    return sites, None
 
 
-def _choose(found: list[tuple[Graph, Candidate]]) -> tuple[list[tuple[Graph, Candidate]], str, str]:
+def _bare(found: Iterable[Found]) -> list[Candidate]:
+    return [candidate for _, candidate in found]
+
+
+# ------------------------------------------------------------------------------------------------------------ evidence
+def _evidence(choice: Choice) -> list[tuple[str, str, str]]:
+    """What class scores may be known by, strongest first: the ending, what the tensor holds, and why, in words."""
+    told = "--scores says what it holds."
+    linear = "No Softmax in the graph: the output of the last linear layer is taken for the logits."
+    if choice.multi_label:
+        linear = linear.replace("Softmax", "Sigmoid")
+        evidence = [
+            ("sigmoid", LOGITS, "It is the input of the Sigmoid from which these outputs are computed."),
+            ("mixture", PROBABILITIES, "It leaves the model as probabilities, mixed from several Sigmoids."),
+        ]
+    else:
+        evidence = [
+            ("softmax", LOGITS, "It is the input of the Softmax from which these outputs are computed."),
+            ("forest", PROBABILITIES, "It is what the decision forest op answers."),
+            ("normalised", PROBABILITIES, "It leaves the model as probabilities, normalised in the graph."),
+        ]
+    if choice.scores is None:
+        return [*evidence, ("linear", LOGITS, linear)]
+    return [*evidence, ("linear", choice.scores, told), ("other", choice.scores, told)]
+
+
+def _strongest(found: list[Found], choice: Choice) -> tuple[list[Found], str, str]:
     """The candidates of the strongest kind of evidence, what they hold, and why they were taken."""
-    evidence = (
-        ("softmax", LOGITS, "It is the input of the Softmax from which these outputs are computed."),
-        ("forest", PROBABILITIES, "It is what the decision forest op answers."),
-        ("normalised", PROBABILITIES, "It leaves the model as probabilities, normalised in the graph."),
-        ("linear", LOGITS, "No Softmax in the graph: the output of the last linear layer is taken for the logits."),
-    )
-    for ending, kind, reason in evidence:
-        chosen = [entry for entry in found if entry[1].ending == ending]
+    for ending, kind, reason in _evidence(choice):
+        chosen = [entry for entry in found if entry[1].ending == ending and (ending != "other" or entry[1].is_float)]
         if chosen:
             return chosen, kind, reason
     return [], LOGITS, ""
 
 
-# ------------------------------------------------------------------------------------------- from candidates to sites
-def _is_class_vector(candidate: Candidate) -> bool:
+def _is_class_vector(candidate: Candidate, choice: Choice) -> bool:
     """One vector per example, at least two classes wide."""
-    shape = candidate.shape
-    if shape is None or not shape or shape[-1] is None or shape[-1] < 2:
-        return False
-    return len(shape) == 2 or (len(shape) == 1 and candidate.ending == "softmax")
+    width = _width(candidate, choice)
+    return width is not None and width >= 2 and _is_one_vector(candidate.shape, candidate.ending)
 
 
-def _group(chosen: list[tuple[Graph, Candidate]], kind: str, reason: str) -> tuple[ScoreSite, ...]:
+def _is_one_vector(shape: Shape | None, ending: str) -> bool:
+    """Whether a shape is that of one class vector per example, and not of one at every position."""
+    if shape is None:
+        return True
+    if len(shape) == 1:  # one example without a batch; of an unknown op it might as well be one number per example
+        return ending != "other"
+    return len(shape) > 1 and all(length == 1 for length in shape[1:-1])
+
+
+def _width(candidate: Candidate, choice: Choice) -> int | None:
+    return candidate.width if candidate.width is not None else choice.classes
+
+
+def _binary(found: list[Found], suited: list[Found], choice: Choice) -> UnsupportedModelError | None:
+    """Refuse two-class models that answer one number: one of two classes forgotten leaves nothing to tell apart."""
+    if any(_width(candidate, choice) != 2 for _, candidate in suited) or (suited and choice.multi_label):
+        return None
+    lone: set[str] = set()
+    shows_both = False
+    for graph, candidate in found:
+        key = candidate.output[len(candidate.signature) + 1 :]
+        shape = shapes.from_proto(graph.meta_graph.signature_def[candidate.signature].outputs[key].tensor_shape)
+        if not candidate.is_float or shape is None or len(shape) > 2:
+            continue
+        shows_both = shows_both or (len(shape) > 0 and shape[-1] == 2)
+        if len(shape) < 2 or shape[-1] == 1:
+            one_score = candidate.ending in ("linear", "sigmoid")
+            lone |= {f"{candidate.output} {spell(shape)}"} if one_score or not shows_both else set()
+    if not suited and not any(candidate.ending == "sigmoid" for _, candidate in found):
+        return None
+    return refusals.binary(", ".join(sorted(lone))) if lone else None
+
+
+# ------------------------------------------------------------------------------------------- from candidates to sites
+@dataclass
+class _Copy:
+    """The tensors that one or more outputs show: one, or one for each branch of a condition."""
+
+    points: list[SitePoint]
+    places: list[tuple[Graph, Place]]
+    used_by: set[tuple[int, str]] = field(default_factory=set)
+
+    def weights(self) -> frozenset[str | bytes]:
+        return frozenset().union(*(weights_behind(graph, place) for graph, place in self.places))
+
+
+def _grouped(chosen: list[Found], kind: str, reason: str, choice: Choice) -> tuple[ScoreSite, ...]:
     """Put together the copies of one class vector.
 
     Two tensors are copies of each other when they have the same number of classes and come from the same weights: Keras
@@ -174,56 +322,64 @@ def _group(chosen: list[tuple[Graph, Candidate]], kind: str, reason: str) -> tup
     model twice. Where the graph does not tell the weights, two class vectors of one signature are two different sites,
     even when they have the same length.
     """
-    used_by: dict[SitePoint, set[tuple[int, str]]] = {}
-    weights: dict[SitePoint, frozenset[str | bytes]] = {}
+    copies: list[_Copy] = []
     for graph, candidate in chosen:
-        width = candidate.shape[-1] if candidate.shape else None
+        width = _width(candidate, choice)
         assert width is not None  # _is_class_vector has seen to it
-        tensor = _widened(graph, candidate.place.tensor)
-        dtype = graph.dtype(tensor)
-        if dtype not in FLOATS:
-            raise _no_floats(candidate, tensor, dtype)
-        if graph.is_request(tensor):
-            raise _sent_by_client(candidate)
-        point = SitePoint(graph.index, tensor, kind, width, dtype)
-        if point not in weights and len(chosen) > 1:
-            weights[point] = weights_behind(graph, candidate.place)
-        used_by.setdefault(point, set()).add((graph.index, candidate.signature))
-    groups: list[list[SitePoint]] = []
-    for point in used_by:
+        points = [_point(graph, place, kind, width, candidate) for place in candidate.places]
+        same = next((copy for copy in copies if not set(copy.points).isdisjoint(points)), None)
+        if same is None:
+            same = _Copy([], [])
+            copies.append(same)
+        for point, place in zip(points, candidate.places, strict=True):
+            if point not in same.points:
+                same.points.append(point)
+                same.places.append((graph, place))
+        same.used_by.add((graph.index, candidate.signature))
+    weights = [copy.weights() for copy in copies] if len(copies) > 1 else [frozenset()] * len(copies)
+    groups: list[list[int]] = []
+    for number, copy in enumerate(copies):
         for group in groups:
-            if group[0].classes != point.classes:
+            first = group[0]
+            if copies[first].points[0].classes != copy.points[0].classes:
                 continue
-            one, other = weights[group[0]], weights[point]
-            shared = not one.isdisjoint(other)
-            untold = not one or not other
-            if shared or (untold and all(used_by[point].isdisjoint(used_by[member]) for member in group)):
-                group.append(point)
+            shared = not weights[first].isdisjoint(weights[number])
+            untold = not weights[first] or not weights[number]
+            if shared or (untold and all(copy.used_by.isdisjoint(copies[member].used_by) for member in group)):
+                group.append(number)
                 break
         else:
-            groups.append([point])
-    return tuple(ScoreSite(kind, group[0].classes, tuple(group), {}, reason) for group in groups)
+            groups.append([number])
+    sites = []
+    for group in groups:
+        points = tuple(dict.fromkeys(point for number in group for point in copies[number].points))
+        sites.append(ScoreSite(kind, points[0].classes, points, {}, reason, choice.multi_label))
+    return tuple(sites)
+
+
+def _point(graph: Graph, place: Place, kind: str, width: int, candidate: Candidate) -> SitePoint:
+    tensor = _widened(graph, place.tensor)
+    dtype = graph.dtype(tensor)
+    if dtype not in FLOATS:
+        raise refusals.no_floats(candidate.output, tensor, dtype)
+    if graph.is_request(tensor):
+        raise refusals.sent_by_client(candidate.output, tensor)
+    return SitePoint(graph.index, tensor, kind, width, dtype, _proven(graph, place))
+
+
+def _proven(graph: Graph, place: Place) -> Shape | None:
+    """The shape as far as the graph itself shows it, whatever the signatures declare."""
+    return shapes.static_shape(graph, place)
 
 
 def _joined(named: tuple[ScoreSite, ...]) -> tuple[ScoreSite, ...]:
     """One site of all that were named, if they have as many classes as each other."""
     first = named[0]
-    if any(site.classes != first.classes for site in named):
+    if any((site.classes, site.kind) != (first.classes, first.kind) for site in named):
         return named
-    points = tuple(point for site in named for point in site.points)
+    points = tuple(dict.fromkeys(point for site in named for point in site.points))
     kinds = {output: kind for site in named for output, kind in site.output_kinds.items()}
     return (dataclasses.replace(first, points=points, output_kinds=kinds),)
-
-
-def _sent_by_client(candidate: Candidate) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        explain(
-            f"The class scores behind {candidate.output} are sent by the client, who knows them anyway.",
-            received=f"{candidate.place.tensor}, an input of the signature",
-            valid="a model that computes class scores",
-            hint="Forget the class in the model whose answers this one is sent.",
-        )
-    )
 
 
 def _widened(graph: Graph, tensor: Tensor) -> Tensor:
@@ -241,20 +397,7 @@ def _widened(graph: Graph, tensor: Tensor) -> Tensor:
     return wide if graph.dtype(wide) in FLOATS else tensor
 
 
-def _no_floats(candidate: Candidate, tensor: Tensor, dtype: int | None) -> UnsupportedModelError:
-    from tensorflow.core.framework import types_pb2
-
-    return UnsupportedModelError(
-        explain(
-            f"The class scores behind {candidate.output} are not floating-point numbers.",
-            received=f"{tensor} of "
-            + (types_pb2.DataType.Name(dtype) if dtype is not None else "a dtype that the graph does not tell"),
-            valid="float32, float64, float16 or bfloat16",
-        )
-    )
-
-
-def _with_all_outputs(graphs: Sequence[Graph], site: ScoreSite, found: list[tuple[Graph, Candidate]]) -> ScoreSite:
+def _with_all_outputs(graphs: Sequence[Graph], site: ScoreSite, found: list[Found]) -> ScoreSite:
     """The site with every output that is computed from it, ids and labels included, and what each one holds."""
     kinds: dict[str, str] = {}
     for graph, candidate in found:
@@ -263,7 +406,7 @@ def _with_all_outputs(graphs: Sequence[Graph], site: ScoreSite, found: list[tupl
         start = Place(graph.signature_tensor(signature.outputs[key].name))
         targets = {point.tensor for point in site.points if point.meta_graph == graph.index}
         if _depends_on(graph, start.tensor, targets):
-            kinds[candidate.output] = held(graph, start, targets, site.kind)
+            kinds[candidate.output] = held(graph, start, targets, site.kind, site.multi_label)
     return dataclasses.replace(site, output_kinds=kinds)
 
 
@@ -279,126 +422,88 @@ def _depends_on(graph: Graph, tensor: Tensor, targets: set[Tensor]) -> bool:
     return bool(hits)
 
 
-def _binary(
-    found: list[tuple[Graph, Candidate]], suited: list[tuple[Graph, Candidate]]
-) -> UnsupportedModelError | None:
-    """Refuse two-class models that answer one number: one of two classes forgotten leaves nothing to tell apart."""
-    if any(entry[1].shape is None or entry[1].shape[-1] != 2 for entry in suited):
-        return None
-    lone: set[str] = set()
-    shows_both = False
+# -------------------------------------------------------------------------------------------------- tensors by name
+def _named_tensors(
+    graphs: Sequence[Graph], sites: tuple[ScoreSite, ...], choice: Choice, found: list[Found]
+) -> tuple[ScoreSite, ...]:
+    """The sites that hold the tensors that the owner named, or one made of these tensors."""
+    named = [(graph, tensor) for name in choice.sites for graph, tensor in _resolved(graphs, name, found)]
+    holding = tuple(
+        site
+        for site in sites
+        if any((graph.index, tensor) in {(p.meta_graph, p.tensor) for p in site.points} for graph, tensor in named)
+    )
+    if holding:
+        return _joined(holding)
+    points: list[SitePoint] = []
+    for graph, tensor in named:
+        place = head_behind(graph, Place(tensor), choice.multi_label) or Place(tensor)
+        kind = kind_at(graph, place, choice.multi_label) or choice.scores
+        if kind is None:
+            raise refusals.unclear_scores(tensor)
+        stand_in = Candidate("--site", "", (place,), "other", True, None, shapes.last_axis(graph, place))
+        width = _width(stand_in, choice)
+        if width is None or width < 2 or not _is_one_vector(_proven(graph, place), "softmax"):
+            shown = dataclasses.replace(stand_in, output=str(tensor), shape=_proven(graph, place), width=width)
+            raise refusals.unsuitable([shown], [shown], choice.multi_label)
+        points.append(_point(graph, place, kind, width, stand_in))
+    first = points[0]
+    if any((point.kind, point.classes) != (first.kind, first.classes) for point in points):
+        raise refusals.several_points([point.tensor for point in points])
+    unique = tuple(dict.fromkeys(points))
+    return (ScoreSite(first.kind, first.classes, unique, {}, "It was named with --site.", choice.multi_label),)
+
+
+def _resolved(graphs: Sequence[Graph], name: str, found: list[Found]) -> list[tuple[Graph, Tensor]]:
+    matches = [(graph, tensor) for graph in graphs if (tensor := graph.find_tensor(name)) is not None]
+    if not matches:
+        known = {str(place.tensor) for _, candidate in found for place in candidate.places}
+        raise refusals.no_such_tensor(name, sorted(known))
+    return matches
+
+
+# --------------------------------------------------------------------------------------------------------- explaining
+def _seen(found: list[Found], sites: tuple[ScoreSite, ...], choice: Choice) -> tuple[SeenTensor, ...]:
+    """Every tensor at which a way back ended, with the outputs that lead to it and what was made of it."""
+    grouped: dict[tuple[int, tuple[Place, ...], str], list[Found]] = {}
     for graph, candidate in found:
-        key = candidate.output[len(candidate.signature) + 1 :]
-        shape = from_proto(graph.meta_graph.signature_def[candidate.signature].outputs[key].tensor_shape)
-        if not candidate.is_float or shape is None or len(shape) > 2:
-            continue
-        shows_both = shows_both or (len(shape) > 0 and shape[-1] == 2)
-        if len(shape) < 2 or shape[-1] == 1:
-            one_score = candidate.ending in ("linear", "sigmoid")
-            lone |= {f"{candidate.output} {spell(shape)}"} if one_score or not shows_both else set()
-    if not suited and not any(entry[1].ending == "sigmoid" for entry in found):
-        return None
-    return _refuse_binary(", ".join(sorted(lone))) if lone else None
-
-
-def _unsuitable(found: list[tuple[Graph, Candidate]], chosen: list[tuple[Graph, Candidate]]) -> UnsupportedModelError:
-    """Why none of the candidates is a class vector."""
-    shown = ", ".join(sorted({f"{candidate.output} {spell(candidate.shape)}" for _, candidate in found}))
-    considered = chosen or [entry for entry in found if entry[1].ending == "sigmoid"]
-    for _, candidate in considered:
-        shape = candidate.shape
-        if shape is not None and len(shape) > 2:
-            return UnsupportedModelError(
-                explain(
-                    "The model answers scores at every position (pixel, frame or token), not one class vector per "
-                    "example, which is what the filter is defined for.",
-                    received=f"{candidate.output} of shape {spell(shape)}",
-                    valid="an output of shape [batch, n]",
-                )
-            )
-    if considered and not chosen:
-        return UnsupportedModelError(
-            explain(
-                "The model ends in a Sigmoid per class: a multi-label model, whose scores are not one distribution "
-                "over which removed probability could be redistributed.",
-                received=shown,
-                valid="a model with one score per class whose probabilities sum to one",
-            )
+        grouped.setdefault((graph.index, candidate.places, candidate.ending), []).append((graph, candidate))
+    seen: dict[tuple[tuple[str, ...], str], SeenTensor] = {}
+    for entries in grouped.values():
+        graph, candidate = entries[0]
+        node = graph.node(candidate.place.tensor)
+        tensors = tuple(dict.fromkeys(str(place.tensor) for place in candidate.places))
+        one = SeenTensor(
+            tensors=tensors,
+            op=node.op if node is not None else "argument",
+            ending=candidate.ending,
+            shape=spell(candidate.shape),
+            outputs=tuple(sorted({other.output for _, other in entries})),
+            verdict=_verdict(graph, candidate, sites, choice),
         )
-    for _, candidate in chosen:
-        shape = candidate.shape
-        if shape is not None and (len(shape) < 2 or shape[-1] == 1):
-            return UnsupportedModelError(
-                explain(
-                    "The model answers one number per example: a regression model has no class to forget, and a "
-                    "binary model with one score would have no class left to tell from the other.",
-                    received=shown,
-                    valid="an output of shape [batch, n] with one probability or logit for each of n >= 2 classes",
-                )
-            )
-        return UnsupportedModelError(
-            explain(
-                "The number of classes cannot be read from the graph: the last axis of the class scores has no static "
-                "length.",
-                received=f"{candidate.output} of shape {spell(shape)}",
-                valid="class scores whose last axis has a fixed length",
-                hint="Export the model with the number of classes in its output shape.",
-            )
-        )
-    return UnsupportedModelError(
-        explain(
-            "No output of this model is seen to be computed from class scores: on the way back from each output there "
-            "is no Softmax, no normalised vector and no final linear layer with one value per class. A regression "
-            "model, an embedding or a detector has no class to forget; class scores that are made inside the branches "
-            "of a condition or a loop are not found.",
-            received=shown,
-            valid="an output of shape [batch, n] with one probability or logit for each of n >= 2 classes",
-        )
-    )
+        before = seen.get((tensors, candidate.ending))
+        if before is not None:  # the same tensor in another MetaGraph, or reached through another call
+            one = dataclasses.replace(one, outputs=tuple(sorted({*before.outputs, *one.outputs})))
+        seen[tensors, candidate.ending] = one
+    return tuple(seen.values())
 
 
-def _refuse_binary(shown: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        explain(
-            "The model answers one probability p for two classes. Forgetting one of two classes leaves a model that "
-            "can only ever say the other: no classifier remains.",
-            received=shown,
-            valid="a model with a score for each of n >= 2 classes, of which at least one is retained",
-            hint="Take the model out of service instead.",
-        )
-    )
-
-
-def _no_outputs() -> UnsupportedModelError:
-    return UnsupportedModelError(
-        explain(
-            "The model has no signature with an output that depends on its input, so no client could ask it anything.",
-            received="no usable SignatureDef",
-            valid="a SavedModel that TensorFlow Serving can answer requests from",
-            hint="Export it with signatures, e.g. model.export(path) or tf.saved_model.save(..., signatures=...).",
-        )
-    )
-
-
-def _not_named(outputs: Sequence[str], sites: tuple[ScoreSite, ...]) -> AmbiguousSiteError:
-    return AmbiguousSiteError(
-        explain(
-            "No class scores lead to the outputs that were named.",
-            received=", ".join(outputs),
-            valid=", ".join(output for site in sites for output in site.outputs),
-        )
-    )
-
-
-def _ambiguous(sites: tuple[ScoreSite, ...]) -> AmbiguousSiteError:
-    listed = "; ".join(f"{site.classes} classes at {' and '.join(site.outputs)}" for site in sites)
-    return AmbiguousSiteError(
-        explain(
-            "The model has several class vectors, and which of them counts the classes to forget is not for a program "
-            "to guess.",
-            received=listed,
-            valid="one class vector",
-            hint="Name an output that is computed from the right one with --output SIG:KEY, or one of each if all of "
-            "them count the same classes.",
-        )
-    )
+def _verdict(graph: Graph, candidate: Candidate, sites: tuple[ScoreSite, ...], choice: Choice) -> str:
+    tensors = {_widened(graph, place.tensor) for place in candidate.places}
+    for site in sites:
+        if any(point.meta_graph == graph.index and point.tensor in tensors for point in site.points):
+            return site.reason if len(sites) == 1 else f"One of {len(sites)} class vectors. {site.reason}"
+    width = _width(candidate, choice)
+    if candidate.ending == "other":
+        return "Not taken: no Softmax, normalised vector or linear layer makes it."
+    if not _is_one_vector(candidate.shape, candidate.ending):
+        return "Not taken: scores at every position, not one class vector per example."
+    if width is None:
+        return "Not taken: the number of classes is not in the graph; --num-classes N tells it."
+    if width < 2:
+        return "Not taken: one number per example."
+    if candidate.ending == "sigmoid" and not choice.multi_label:
+        return "Not taken: a Sigmoid per class; --multi-label takes it."
+    if candidate.ending == "linear" and not choice.multi_label:
+        return "Not taken: a linear layer, where another output shows a Softmax or normalised probabilities."
+    return "Not taken."

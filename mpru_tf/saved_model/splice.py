@@ -66,7 +66,9 @@ def splice(graph: Graph, point: SitePoint, spec: FilterSpec, prefix: str) -> Spl
         prefix: name for the filter's nodes; must be unused in the main graph and in all functions.
     """
     scope = graph.scope(point.tensor.scope)
-    nodes, output = _filter_nodes(spec, point.kind == LOGITS, point.dtype, prefix, scope.ref(point.tensor), scope.name)
+    nodes, output = _filter_nodes(spec, point, prefix, scope.ref(point.tensor), scope.name)
+    if graph.in_loop(point.tensor):
+        _bring_into_loop(nodes, point.tensor.node)
     filtered = output if scope.name == MAIN else f"{output}:output:0"
     _rewire(graph, scope, point.tensor, filtered)
     present = len(scope.node_defs)
@@ -108,6 +110,8 @@ def filter_alone(graph: Graph, done: Splice) -> GraphDef:
         if not node.name.startswith(f"{done.prefix}/"):
             continue
         result.node.add().CopyFrom(node)
+        data = [ref for ref in node.input if not ref.startswith("^")]
+        del result.node[-1].input[len(data) :]  # what brings it into a loop
         for position, tensor in enumerate(scope.inputs(node)):
             if tensor != raw and not tensor.node.startswith(f"{done.prefix}/"):
                 raise CorruptModelError(explain("A filter reads more than the class scores.", received=str(tensor)))
@@ -140,17 +144,16 @@ def unused_prefixes(bundle: Bundle) -> Iterator[str]:
 
 
 # ------------------------------------------------------------------------------------------------ the filter's nodes
-def _filter_nodes(
-    spec: FilterSpec, logits: bool, dtype: int, prefix: str, raw: str, scope: str
-) -> tuple[list[NodeDef], str]:
+def _filter_nodes(spec: FilterSpec, point: SitePoint, prefix: str, raw: str, scope: str) -> tuple[list[NodeDef], str]:
     """Trace the filter and rename its nodes so that they read ``raw``; returns them and the last one's name."""
     import tensorflow as tf
 
     from mpru_tf.layer import filter_tensor
 
     with tf.Graph().as_default() as traced:
-        x = tf.compat.v1.placeholder(tf.dtypes.as_dtype(dtype), [None, spec.classes], name="raw")
-        tf.identity(filter_tensor(x, spec, logits), name="filtered")
+        # Of the shape that the graph proves, no more: a width that is only claimed is compared at run time.
+        x = tf.compat.v1.placeholder(tf.dtypes.as_dtype(point.dtype), point.shape, name="raw")
+        tf.identity(filter_tensor(x, spec, point.kind == LOGITS), name="filtered")
     result: list[NodeDef] = []
     for node in traced.as_graph_def().node:
         if node.op == "Placeholder":
@@ -163,6 +166,17 @@ def _filter_nodes(
         _strip_attributes(renamed)
         result.append(renamed)
     return result, f"{prefix}/filtered"
+
+
+def _bring_into_loop(nodes: list[NodeDef], raw_node: str) -> None:
+    """Let a filter's constants run in each turn of a TensorFlow 1 loop.
+
+    Without an input they would run once, outside, and the executor lets nothing pass from one frame into another
+    except through Enter. A control input from within puts them inside.
+    """
+    for node in nodes:
+        if not node.input:
+            node.input.append(f"^{raw_node}")
 
 
 def _renamed_input(ref: str, prefix: str, raw: str, scope: str, traced: Any) -> str:

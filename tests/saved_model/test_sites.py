@@ -18,7 +18,7 @@ from mpru_tf.errors import AmbiguousSiteError, UnsupportedModelError
 from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.candidates import LOGITS, PROBABILITIES
 from mpru_tf.saved_model.graph import Graph, Place
-from mpru_tf.saved_model.sites import ScoreSite, Survey, survey
+from mpru_tf.saved_model.sites import Choice, ScoreSite, Survey, survey
 
 CLASSES = 4
 RANDOM = np.random.default_rng(0)
@@ -205,9 +205,9 @@ def test_two_heads_of_one_signature_are_two_sites_that_only_the_owner_can_tell_a
     assert of(found) == [("serving_default:animal",), ("serving_default:colour",)]
     with pytest.raises(AmbiguousSiteError, match="--output"):
         found.the_site()
-    assert survey([read], ["serving_default:colour"]).the_site().outputs == ("serving_default:colour",)
+    assert survey([read], Choice(("serving_default:colour",))).the_site().outputs == ("serving_default:colour",)
     with pytest.raises(AmbiguousSiteError, match="serving_default:animal"):
-        survey([read], ["serving_default:shape"]).the_site()
+        survey([read], Choice(("serving_default:shape",))).the_site()
 
 
 def test_copies_of_one_head_in_several_signatures_are_one_site() -> None:
