@@ -21,7 +21,7 @@ from mpru_tf.errors import (
     UnsupportedModelError,
     explain,
 )
-from mpru_tf.filters import DEFAULT_METHOD, DEFAULT_TEMPERATURE, make_filter
+from mpru_tf.filters import DEFAULT_METHOD, DEFAULT_TEMPERATURE, MASK, METHODS, check_method, make_filter
 from mpru_tf.inspection import unfiltered_graphs
 from mpru_tf.labels import find_labels, parse_classes, read_labels
 from mpru_tf.manifest import MANIFEST, Manifest, read_manifest
@@ -137,6 +137,10 @@ def forget(
     labels: Sequence[str] | str | os.PathLike[str] | None = None,
     into: str | os.PathLike[str] | None = None,
     outputs: Sequence[str] = (),
+    sites: Sequence[str] = (),
+    scores: str | None = None,
+    num_classes: int | None = None,
+    multi_label: bool = False,
     allow_outputs: Sequence[str] = (),
     drop_outputs: Sequence[str] = (),
     force: bool = False,
@@ -156,13 +160,18 @@ def forget(
     Args:
         model: a version directory, or a base path, which stands for its newest version.
         classes: indices in [0, n) or labels of the classes to forget, at least one, not all.
-        method: 'renormalize', 'mean', 'gram_schmidt' or 'tempered'. Default: that of the version's present filter, or
-            'tempered'.
+        method: 'renormalize', 'mean', 'gram_schmidt' or 'tempered'; 'mask' for multi-label models, and only for them.
+            Default: that of the version's present filter, or 'tempered'.
         class_means: a :class:`ClassMeans`, or the path of one saved as JSON; required by 'mean' and 'gram_schmidt'.
         temperature: of 'tempered', in [1, 1000]. Default: that of the version's present filter, or 1.5.
         labels: one per class, or the path of a file with them. Default: those found with the model.
         into: base path for the new version. Default: that of ``model``.
         outputs: SIG:KEY of outputs that are computed from the class scores, to tell several class vectors apart.
+        sites: names of the tensors that hold the class scores, as :func:`inspect` shows them, likewise.
+        scores: 'logits' or 'probabilities', what the class scores hold, where the graph does not tell.
+        num_classes: n, where the graph does not tell.
+        multi_label: each class is judged on its own by a Sigmoid: forgotten classes answer 0, the others stay as they
+            are. The method is then 'mask'.
         allow_outputs: SIG:KEY of outputs to keep although they are computed before the class scores (embeddings).
         drop_outputs: SIG:KEY of outputs to remove from their signatures.
         force: go on when the class means do not meet the preconditions.
@@ -198,7 +207,7 @@ def forget(
         temperature=temperature,
         labels=labels,
         into=into,
-        outputs=outputs,
+        choice=Choice(tuple(outputs), tuple(sites), scores, num_classes, multi_label),
         allow_outputs=allow_outputs,
         drop_outputs=drop_outputs,
         force=force,
@@ -222,7 +231,7 @@ def _plan(
     temperature: float | None,
     labels: Sequence[str] | str | os.PathLike[str] | None,
     into: str | os.PathLike[str] | None,
-    outputs: Sequence[str],
+    choice: Choice,
     allow_outputs: Sequence[str],
     drop_outputs: Sequence[str],
     force: bool,
@@ -235,7 +244,7 @@ def _plan(
     unfiltered_graphs(bundle, earlier)
     dropped = _drop(bundle, drop_outputs)
     graphs = bundle.graphs()
-    site = survey(graphs, Choice(outputs=tuple(outputs))).the_site()
+    site = survey(graphs, choice).the_site()
     _check_same_scores(earlier, graphs, site)
     wanted = parse_classes(classes, names, site.classes)
     before = earlier.forgotten if earlier is not None else ()
@@ -247,7 +256,7 @@ def _plan(
     )
     if earlier is not None and same_filter and set(wanted) <= set(before) and not dropped and base == found.base:
         return _NothingNew(found, earlier, site)
-    method = method or (earlier.method if earlier is not None else DEFAULT_METHOD)
+    method = _method(method, site, earlier)
     if temperature is None:
         temperature = (earlier.temperature if earlier is not None else None) or DEFAULT_TEMPERATURE
     means = class_means if class_means is None or isinstance(class_means, ClassMeans) else ClassMeans.load(class_means)
@@ -272,6 +281,25 @@ def _plan(
         allowed_outputs=allowed,
         preconditions=preconditions,
     )
+
+
+def _method(method: str | None, site: ScoreSite, earlier: Manifest | None) -> str:
+    """The method asked for, or else the present one, or else the default of this kind of model."""
+    fits = (MASK,) if site.multi_label else METHODS
+    default = MASK if site.multi_label else DEFAULT_METHOD
+    present = earlier.method if earlier is not None and earlier.method in fits else default
+    chosen = check_method(method or present)
+    if chosen not in fits:
+        many = "judges each class on its own" if site.multi_label else "answers one distribution over its classes"
+        raise UnsupportedModelError(
+            explain(
+                f"This method does not fit a model that {many}.",
+                received=chosen,
+                valid=" or ".join(fits),
+                hint=None if site.multi_label else "If each class is judged on its own, say so with --multi-label.",
+            )
+        )
+    return chosen
 
 
 def _base_path(found: VersionDirectory, into: str | os.PathLike[str] | None) -> Path:

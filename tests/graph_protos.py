@@ -10,7 +10,7 @@ from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef, TensorInfo
 
-from mpru_tf.saved_model.graph import MAIN, Graph, Place, Tensor
+from mpru_tf.saved_model.graph import MAIN, Graph, Place, Tensor, op_def
 
 FLOAT = tf.float32.as_datatype_enum
 RESOURCE = tf.resource.as_datatype_enum
@@ -102,3 +102,12 @@ def op_of(read: Graph, place: Place) -> str:
     """The op that produces the tensor at a place; '' for an argument."""
     producer = read.node(place.tensor)
     return producer.op if producer is not None else ""
+
+
+def tensor_of(read: Graph, op: str) -> Tensor:
+    """The first output of the first node with an op, wherever it lies."""
+    for name in (MAIN, *read.functions):
+        for one in read.scope(name).node_defs:
+            if one.op == op:
+                return Tensor(name, one.name, op_def(op).output_arg[0].name if name else "", 0)
+    raise AssertionError(op)

@@ -55,6 +55,8 @@ _ARITHMETIC_OPS = _ops(
     Neg Log1p Sqrt Square
     """
 )
+# The same numbers, some of them or in another order.
+_CUTTING_OPS = _ops("StridedSlice Slice Transpose ConcatV2 Pack")
 # What may lie between a sum and the division by it.
 _AROUND_SUM_OPS = _ops("Maximum Add AddV2 ExpandDims Reshape ClipByValue BroadcastTo")
 # What the last layer of a classifier without a Softmax looks like.
@@ -130,17 +132,16 @@ def candidate_of(
         found = tuple(places)
         shape = _known_shape(graph, found[0], declared)
         width = shape[-1] if shape and shape[-1] is not None else shapes.last_axis(graph, found[0])
-        if collected and found[0] != shown and shape is not None:
+        if walk.collected and found[0] != shown and shape is not None:
             shape = (None, *shape)  # one for each turn of a loop
         return Candidate(f"{name}:{key}", name, found, ending, _is_float(info), shape, width)
 
     walk = _walk(graph, flow, start, heads)
     kinds = set(walk.ends.values())
     shown, (direct, reshaped) = graph.source(start), shown_tensor(graph, start)
-    collected = _is_collected(graph, direct)
-    if kinds == {head} and (len(walk.ends) == 1 or not walk.mixed):
+    if kinds == {head} and not walk.turns and (len(walk.ends) == 1 or not walk.mixed):
         scores = {place.tensor for place in walk.ends}
-        shows = held(graph, start, scores, LOGITS, multi_label) != "derived" and not reshaped and not collected
+        shows = held(graph, start, scores, LOGITS, multi_label) != "derived" and not reshaped and not walk.collected
         return candidate(walk.ends, head, declared if shows else None)
     if kinds == {head} and _is_float(info):  # several heads vote: what leaves the model is the vote, as probabilities
         return candidate([shown], "mixture" if multi_label else "normalised", declared)
@@ -148,7 +149,7 @@ def candidate_of(
     if _is_float(info) and kind in ("linear", "forest", "normalised", "sigmoid"):
         flattened = reshaped and declared is not None and len(declared) == 1
         return candidate([direct], kind) if flattened else candidate([shown if reshaped else direct], kind, declared)
-    if len(kinds) == 1 and not kinds.isdisjoint(("linear", "forest", "normalised", "mixture")):
+    if len(kinds) == 1 and not walk.turns and not kinds.isdisjoint(("linear", "forest", "normalised", "mixture")):
         if len(walk.ends) == 1:  # only ids or ranked scores leave the model, or what comes out of a loop
             (place,) = walk.ends
             return candidate([place], kinds.pop(), declared if place == shown else None)
@@ -164,17 +165,27 @@ class _Walk:
     Attributes:
         ends: every tensor at which it ended, and what it is there.
         mixed: whether several of them were computed with together; otherwise one of them answers at a time.
+        turns: whether a loop computed with what its turns made of one of them.
+        collected: whether one of them lies in a loop that puts what its turns make into a list.
     """
 
     ends: dict[Place, str] = field(default_factory=dict)
     mixed: bool = False
+    turns: bool = False
+    collected: bool = False
 
 
-def _walk(graph: Graph, flow: Dataflow, start: Place, heads: frozenset[str] = _SOFTMAX_OPS) -> _Walk:
-    """Walk back from ``start`` to the ``heads`` and to whatever is no post-processing."""
+def _walk(
+    graph: Graph,
+    flow: Dataflow,
+    start: Place,
+    heads: frozenset[str] = _SOFTMAX_OPS,
+    seen: set[Place] | None = None,
+) -> _Walk:
+    """Walk back from ``start`` to the ``heads`` and to whatever is no post-processing, past what was ``seen``."""
     walk = _Walk()
     head = "sigmoid" if heads is _SIGMOID_OPS else "softmax"
-    seen: set[Place] = set()
+    seen = set() if seen is None else seen
     queue = [start]
     while queue and len(seen) < _MAX_STEPS:
         place = graph.source(queue.pop())
@@ -187,12 +198,13 @@ def _walk(graph: Graph, flow: Dataflow, start: Place, heads: frozenset[str] = _S
         if op in heads and inputs:
             walk.ends[_before_reshapes(graph, graph.source(inputs[0]))] = head
         elif op in IF_OPS | CASE_OPS | _MERGE_OPS:
-            ways = inputs if op in _MERGE_OPS else _branches(graph, place)
+            ways = _branches(graph, place) if op not in _MERGE_OPS else _not_from_last_turn(graph, inputs)
             moving = [way for way in ways if flow.depends_on_request(way)]
-            if ways and len(moving) == len(ways):
+            if len(moving) == len(ways):
                 queue.extend(ways)
-            else:  # one branch answers a constant: only behind the condition are all answers to be had
-                kinds = {kind for way in moving for kind in _walk(graph, flow, way, heads).ends.values()}
+            elif len(ways) == len(inputs) or op not in _MERGE_OPS:
+                # One branch answers a constant: only behind the condition are all answers to be had.
+                kinds = {kind for way in moving for kind in _walk(graph, flow, way, heads, seen).ends.values()}
                 walk.ends[place] = _behind(kinds, head)
         elif op in WHILE_OPS | {"Exit", "RefExit"}:
             value = _loop_value(graph, place)
@@ -200,11 +212,12 @@ def _walk(graph: Graph, flow: Dataflow, start: Place, heads: frozenset[str] = _S
             if value is None or made_by is None:
                 walk.ends[place] = "other"
             elif made_by.op in _WRITTEN_VALUE:  # a list that each turn adds to
+                walk.collected = True
                 queue.append(value)
             elif made_by.op in heads:  # each turn starts from the last one's scores, which must stay what they are
                 walk.ends[place] = _behind({head}, head)
             else:
-                walk.mixed = True
+                walk.turns = True
                 queue.append(value)
         elif op in _WRITTEN_VALUE:
             queue.extend(
@@ -247,6 +260,12 @@ def _branches(graph: Graph, place: Place) -> list[Place]:
         for function, offset in graph.callees(scope, node)
         if (call := Call(scope.name, node.name, offset)) not in place.calls
     ]
+
+
+def _not_from_last_turn(graph: Graph, inputs: list[Place]) -> list[Place]:
+    """Of what a Merge of TensorFlow 1 lets through, all but what comes around in a loop."""
+    nodes = [(step, graph.node(step.tensor)) for step in inputs]
+    return [step for step, node in nodes if node is None or node.op not in ("NextIteration", "RefNextIteration")]
 
 
 def _loop_value(graph: Graph, place: Place) -> Place | None:
@@ -463,7 +482,7 @@ def weights_behind(graph: Graph, place: Place) -> frozenset[str | bytes]:
                 found.add(value.SerializeToString(deterministic=True))
         elif not inputs and not graph.is_request(place.tensor):
             found.add(node.name)
-        elif node.op in _ARITHMETIC_OPS | _RESHAPING_OPS | {"BiasAdd", "BiasAddV1", "Softmax"}:
+        elif node.op in _ARITHMETIC_OPS | _RESHAPING_OPS | _CUTTING_OPS | {"BiasAdd", "BiasAddV1", "Softmax"}:
             queue.extend(inputs)
         else:
             queue.extend(step for step in inputs if not flow.depends_on_request(step))

@@ -205,13 +205,16 @@ def _sites(
     if choice.scores is not None and choice.outputs:
         considered = [entry for entry in found if entry[1].output in choice.outputs]
     chosen, kind, reason = _strongest(considered, choice)
+    if not choice.multi_label and choice.scores is None:
+        chosen = _without_sigmoids(found, chosen)
     suited = [entry for entry in chosen if _is_class_vector(entry[1], choice)]
     refusal: UnsupportedModelError | AmbiguousSiteError | None = _binary(found, suited, choice)
     if refusal is None and not suited:
         refusal = refusals.unsuitable(_bare(found), _bare(chosen), choice.multi_label)
     if refusal is not None and not choice.sites:
         return (), refusal
-    groups = () if refusal is not None else _grouped(suited, kind, reason, choice)
+    again = _called_again(found, suited, choice) if kind == LOGITS else []
+    groups = () if refusal is not None else _grouped(suited, kind, reason, choice, again)
     sites = tuple(_with_all_outputs(graphs, site, found) for site in groups)
     if choice.sites:
         sites = tuple(_with_all_outputs(graphs, site, found) for site in _named_tensors(graphs, sites, choice, found))
@@ -262,6 +265,26 @@ def _strongest(found: list[Found], choice: Choice) -> tuple[list[Found], str, st
     return [], LOGITS, ""
 
 
+def _without_sigmoids(found: list[Found], chosen: list[Found]) -> list[Found]:
+    """Of linear layers, those that no output shows through a Sigmoid, which judges each class on its own."""
+    if not chosen or chosen[0][1].ending != "linear":
+        return chosen
+    shown = [
+        (graph, place.tensor)
+        for graph, candidate in found
+        for place in candidate.places
+        if candidate.ending == "sigmoid"
+    ]
+    return [
+        (graph, candidate)
+        for graph, candidate in chosen
+        if not any(
+            other.index == graph.index and _depends_on(graph, tensor, {place.tensor for place in candidate.places})
+            for other, tensor in shown
+        )
+    ]
+
+
 def _is_class_vector(candidate: Candidate, choice: Choice) -> bool:
     """One vector per example, at least two classes wide."""
     width = _width(candidate, choice)
@@ -275,6 +298,26 @@ def _is_one_vector(shape: Shape | None, ending: str) -> bool:
     if len(shape) == 1:  # one example without a batch; of an unknown op it might as well be one number per example
         return ending != "other"
     return len(shape) > 1 and all(length == 1 for length in shape[1:-1])
+
+
+def _called_again(found: list[Found], suited: list[Found], choice: Choice) -> list[Found]:
+    """Linear layers that may be a chosen one called once more, for an output that shows or ranks logits as they are.
+
+    One that a chosen tensor is computed from is none: filtered there too, the scores would be filtered twice.
+    """
+    others = [entry for entry in found if entry[1].ending == "linear" and entry not in suited]
+    others = [entry for entry in others if _is_class_vector(entry[1], choice)]
+    chosen = {(graph.index, place.tensor) for graph, candidate in suited for place in candidate.places}
+    return [
+        (graph, candidate)
+        for graph, candidate in others
+        if not any(
+            index == graph.index
+            and (_depends_on(graph, tensor, {place.tensor}) or _depends_on(graph, place.tensor, {tensor}))
+            for place in candidate.places
+            for index, tensor in chosen
+        )
+    ]
 
 
 def _width(candidate: Candidate, choice: Choice) -> int | None:
@@ -309,21 +352,24 @@ class _Copy:
     points: list[SitePoint]
     places: list[tuple[Graph, Place]]
     used_by: set[tuple[int, str]] = field(default_factory=set)
+    chosen: bool = False
 
     def weights(self) -> frozenset[str | bytes]:
         return frozenset().union(*(weights_behind(graph, place) for graph, place in self.places))
 
 
-def _grouped(chosen: list[Found], kind: str, reason: str, choice: Choice) -> tuple[ScoreSite, ...]:
+def _grouped(
+    chosen: list[Found], kind: str, reason: str, choice: Choice, again: Sequence[Found] = ()
+) -> tuple[ScoreSite, ...]:
     """Put together the copies of one class vector.
 
     Two tensors are copies of each other when they have the same number of classes and come from the same weights: Keras
     exports one function per endpoint, TensorFlow 1 graphs one head per MetaGraph, hand-written functions call the
     model twice. Where the graph does not tell the weights, two class vectors of one signature are two different sites,
-    even when they have the same length.
+    even when they have the same length. Those seen ``again`` count only as copies of one that was chosen.
     """
     copies: list[_Copy] = []
-    for graph, candidate in chosen:
+    for graph, candidate in (*chosen, *again):
         width = _width(candidate, choice)
         assert width is not None  # _is_class_vector has seen to it
         points = [_point(graph, place, kind, width, candidate) for place in candidate.places]
@@ -331,6 +377,7 @@ def _grouped(chosen: list[Found], kind: str, reason: str, choice: Choice) -> tup
         if same is None:
             same = _Copy([], [])
             copies.append(same)
+        same.chosen = same.chosen or (graph, candidate) in chosen
         for point, place in zip(points, candidate.places, strict=True):
             if point not in same.points:
                 same.points.append(point)
@@ -344,16 +391,17 @@ def _grouped(chosen: list[Found], kind: str, reason: str, choice: Choice) -> tup
             if copies[first].points[0].classes != copy.points[0].classes:
                 continue
             shared = not weights[first].isdisjoint(weights[number])
-            untold = not weights[first] or not weights[number]
+            untold = copy.chosen and (not weights[first] or not weights[number])
             if shared or (untold and all(copy.used_by.isdisjoint(copies[member].used_by) for member in group)):
                 group.append(number)
                 break
         else:
-            groups.append([number])
+            if copy.chosen:
+                groups.append([number])
     sites = []
     for group in groups:
-        points = tuple(dict.fromkeys(point for number in group for point in copies[number].points))
-        sites.append(ScoreSite(kind, points[0].classes, points, {}, reason, choice.multi_label))
+        unique = tuple(dict.fromkeys(point for number in group for point in copies[number].points))
+        sites.append(ScoreSite(kind, unique[0].classes, unique, {}, reason, choice.multi_label))
     return tuple(sites)
 
 

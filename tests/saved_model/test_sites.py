@@ -12,7 +12,7 @@ import pytest
 import saved_models
 import tensorflow as tf
 from conftest import ModelStore
-from graph_protos import graph, node, op_of, traced
+from graph_protos import graph, node, op_of, tensor_of, traced
 
 from mpru_tf.errors import AmbiguousSiteError, UnsupportedModelError
 from mpru_tf.saved_model import bundle as bundles
@@ -54,7 +54,39 @@ def looped(x: tf.Tensor) -> tf.Tensor:
     return tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, tf.tanh(y)), (0, x))[1]
 
 
-ACCEPTED: dict[str, tuple[Answer, str, str, dict[str, str]]] = {
+def either(x: tf.Tensor, one: Callable[[], Any], other: Callable[[], Any]) -> Any:
+    return tf.cond(tf.reduce_sum(x) > 0, one, other)
+
+
+def branches(x: tf.Tensor) -> dict[str, tf.Tensor]:
+    def answer(w: np.ndarray[Any, Any]) -> tuple[tf.Tensor, ...]:
+        z = x @ w
+        return z, tf.nn.softmax(z), tf.argmax(z, -1)
+
+    return dict(zip("zpi", either(x, lambda: answer(W), lambda: answer(V)), strict=True))
+
+
+def averaged(x: tf.Tensor) -> tf.Tensor:
+    start = (0, tf.zeros([tf.shape(x)[0], CLASSES]))
+    turn = lambda i, p: (i + 1, p + tf.nn.softmax(logits(x) * tf.cast(i + 1, tf.float32)))  # noqa: E731
+    return tf.while_loop(lambda i, p: i < 4, turn, start)[1] / 4.0
+
+
+def refined(x: tf.Tensor) -> tf.Tensor:
+    start = (0, tf.nn.softmax(logits(x)))
+    return tf.while_loop(lambda i, p: i < 4, lambda i, p: (i + 1, tf.nn.softmax(p + logits(x))), start)[1]
+
+
+def row_by_row(x: tf.Tensor) -> dict[str, tf.Tensor]:
+    def answer(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        z = tf.linalg.matvec(W, row, transpose_a=True)
+        return tf.nn.softmax(z), tf.argmax(z)
+
+    p, i = tf.map_fn(answer, x, fn_output_signature=(tf.float32, tf.int64))
+    return {"p": p, "i": i}
+
+
+ACCEPTED: dict[str, tuple[Answer, str, str | tuple[str, ...], dict[str, str]]] = {
     "softmax": (lambda x: {"p": tf.nn.softmax(logits(x))}, LOGITS, "AddV2", {"p": "probabilities"}),
     "constant_beside": (
         lambda x: {"p": tf.nn.softmax(logits(x)), "version": tf.constant(3)},
@@ -120,6 +152,45 @@ ACCEPTED: dict[str, tuple[Answer, str, str, dict[str, str]]] = {
         *(PROBABILITIES, "RealDiv", {"p": "probabilities"}),
     ),
     "experts": (lambda x: {"p": experts(x)}, PROBABILITIES, "Einsum", {"p": "probabilities"}),
+    "softmax_in_each_branch": (
+        branches,
+        *(LOGITS, ("MatMul", "MatMul"), {"z": "logits", "p": "probabilities", "i": "derived"}),
+    ),
+    "softmax_in_each_case": (
+        lambda x: {
+            "p": tf.switch_case(
+                tf.cast(tf.reduce_sum(x) > 0, tf.int32), [lambda: tf.nn.softmax(x @ W), lambda: tf.nn.softmax(x @ V)]
+            )
+        },
+        *(LOGITS, ("MatMul", "MatMul"), {"p": "probabilities"}),
+    ),
+    "a_constant_in_one_branch": (
+        lambda x: {"p": either(x, lambda: tf.nn.softmax(logits(x)), lambda: tf.constant([[0.25] * CLASSES]))},
+        *(PROBABILITIES, "StatelessIf", {"p": "probabilities"}),
+    ),
+    "logits_in_each_branch": (
+        lambda x: {"z": either(x, lambda: x @ W, lambda: x @ V)},
+        *(LOGITS, "StatelessIf", {"z": "logits"}),
+    ),
+    "averaged_over_turns": (lambda x: {"p": averaged(x)}, PROBABILITIES, "RealDiv", {"p": "probabilities"}),
+    "each_turn_from_the_last": (lambda x: {"p": refined(x)}, PROBABILITIES, "StatelessWhile", {"p": "probabilities"}),
+    "row_by_row": (row_by_row, LOGITS, "Squeeze", {"p": "probabilities", "i": "derived"}),
+    "one_position": (
+        lambda x: {"p": tf.nn.softmax((x @ W)[:, None, :])},
+        *(LOGITS, "StridedSlice", {"p": "probabilities"}),
+    ),
+    "of_one_example": (
+        lambda x: {"p": tf.nn.softmax(tf.reshape(x[:1] @ W, [CLASSES]))},
+        *(LOGITS, "Reshape", {"p": "probabilities"}),
+    ),
+    "logits_of_one_example": (
+        lambda x: {"z": tf.reshape(x[:1] @ W, [CLASSES])},
+        *(LOGITS, "MatMul", {"z": "logits"}),
+    ),
+    "once_more_without_softmax": (
+        lambda x: {"p": tf.nn.softmax(logits(x)), "i": tf.argmax(logits(x), -1)},
+        *(LOGITS, ("AddV2", "AddV2"), {"p": "probabilities", "i": "derived"}),
+    ),
     "two_classes": (lambda x: {"p": tf.nn.softmax(x @ GATE)}, LOGITS, "MatMul", {"p": "probabilities"}),
 }
 
@@ -131,7 +202,7 @@ def test_class_scores_are_found(case: str) -> None:
     site = survey([read]).the_site()
     assert site.kind == kind
     assert site.classes == (2 if case == "two_classes" else CLASSES)
-    assert [op_of(read, Place(point.tensor)) for point in site.points] == [op]
+    assert [op_of(read, Place(point.tensor)) for point in site.points] == ([op] if isinstance(op, str) else [*op])
     assert site.output_kinds == {f"serving_default:{key}": holds for key, holds in outputs.items()}
     assert site.outputs == tuple(sorted(site.output_kinds))
     assert site.is_half == any(point.dtype == tf.float16.as_datatype_enum for point in site.points)
@@ -166,6 +237,10 @@ REFUSED: dict[str, tuple[Answer, str]] = {
     "multi_label": (lambda x: {"p": tf.sigmoid(logits(x))}, "multi-label"),
     "per_position": (lambda x: {"p": tf.nn.softmax(x[:, :, None] @ W[None, :1])}, "every position"),
     "per_position_logits": (lambda x: {"z": x[:, :, None] @ W[None, :1]}, "every position"),
+    "a_row_per_turn": (
+        lambda x: {"p": tf.transpose(tf.map_fn(lambda part: tf.nn.softmax(part @ W), tf.stack([x, x])), [1, 0, 2])},
+        "every position",
+    ),
     "embedding": (lambda x: {"h": tf.nn.relu(logits(x))}, "No output of this model"),
     "nothing_from_the_request": (lambda x: {"c": tf.zeros([3]), "rows": tf.shape(x)}, "no signature with an output"),
     "scores_from_the_client": (lambda x: {"p": tf.nn.softmax(x)}, "sent by the client"),
@@ -180,13 +255,153 @@ def test_models_without_class_scores_are_refused_with_the_reason(case: str) -> N
         survey([traced(f)]).the_site()
 
 
-def test_an_open_number_of_classes_is_refused() -> None:
-    def f(x: tf.Tensor) -> dict[str, tf.Tensor]:
-        columns = tf.reshape(x @ W, [-1, tf.strings.length(tf.as_string(tf.shape(x)[0]))])
-        return {"p": tf.nn.softmax(columns)}
+def open_width(x: tf.Tensor) -> dict[str, tf.Tensor]:
+    return {"p": tf.nn.softmax(tf.reshape(x @ W, [-1, tf.strings.length(tf.as_string(tf.shape(x)[0]))]))}
 
-    with pytest.raises(UnsupportedModelError, match="number of classes cannot be read"):
-        survey([traced(f)]).the_site()
+
+def test_an_open_number_of_classes_is_for_the_owner_to_tell() -> None:
+    read = traced(open_width)
+    with pytest.raises(UnsupportedModelError, match="number of classes cannot be read.*--num-classes"):
+        survey([read]).the_site()
+    (point,) = survey([read], Choice(classes=7)).the_site().points
+    assert (point.classes, point.shape) == (7, (None, None))  # compared with 7 when it runs
+
+
+def test_a_number_of_classes_that_the_graph_contradicts_is_refused() -> None:
+    read = traced(lambda x: {"p": tf.nn.softmax(logits(x))})
+    assert survey([read], Choice(classes=CLASSES)).the_site().classes == CLASSES
+    with pytest.raises(UnsupportedModelError, match=f"another number of classes: {CLASSES}"):
+        survey([read], Choice(classes=7)).the_site()
+
+
+def test_a_bias_tells_the_number_of_classes_where_not_even_the_rank_is_known() -> None:
+    read = traced(lambda x: {"p": tf.nn.softmax(tf.py_function(lambda y: y @ W, [x], tf.float32) + B)})
+    (point,) = survey([read]).the_site().points
+    assert (point.classes, point.shape) == (CLASSES, None)
+
+
+# ------------------------------------------------------------------------------------------------------- multi-label
+MULTI = Choice(multi_label=True)
+
+
+def test_a_sigmoid_per_class_is_a_site_when_the_owner_says_so() -> None:
+    def f(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        z = logits(x)
+        return {"p": tf.sigmoid(z), "z": z, "any": tf.sigmoid(z) > 0.5}
+
+    read = traced(f)
+    with pytest.raises(UnsupportedModelError, match="--multi-label"):
+        survey([read]).the_site()
+    site = survey([read], MULTI).the_site()
+    assert (site.kind, site.multi_label, site.classes) == (LOGITS, True, CLASSES)
+    assert site.output_kinds == {
+        f"serving_default:{key}": kind for key, kind in (("p", "probabilities"), ("z", "logits"), ("any", "derived"))
+    }
+
+
+def test_averaged_sigmoids_are_a_site_of_probabilities() -> None:
+    site = survey([traced(lambda x: {"p": (tf.sigmoid(x @ W) + tf.sigmoid(x @ V)) / 2.0})], MULTI).the_site()
+    assert (site.kind, site.output_kinds) == (PROBABILITIES, {"serving_default:p": "probabilities"})
+
+
+def test_the_logits_of_a_multi_label_model() -> None:
+    site = survey([traced(lambda x: {"z": logits(x)})], MULTI).the_site()
+    assert (site.kind, site.multi_label) == (LOGITS, True)
+
+
+def test_two_labels_are_enough_for_a_multi_label_model() -> None:
+    assert survey([traced(lambda x: {"p": tf.sigmoid(x @ GATE)})], MULTI).the_site().classes == 2
+
+
+@pytest.mark.parametrize(
+    ("f", "reason"),
+    [
+        (lambda x: {"p": tf.nn.softmax(logits(x))}, "leave --multi-label out"),
+        (lambda x: {"p": tf.sigmoid(x @ ONE)}, "one of two classes"),
+        (lambda x: {"p": tf.sigmoid(x[:, :, None] @ W[None, :1])}, "every position"),
+    ],
+)
+def test_what_is_no_multi_label_model(f: Answer, reason: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason):
+        survey([traced(f)], MULTI).the_site()
+
+
+# --------------------------------------------------------------------------------- what the owner says about a tensor
+def by_hand(x: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Probabilities by an op that nobody looks into, and something else beside them."""
+    p = tf.py_function(lambda y: tf.nn.softmax(y @ W), [x], tf.float32)
+    return {"p": tf.ensure_shape(p, [None, CLASSES]), "h": tf.nn.relu(x)}
+
+
+def test_the_owner_may_say_what_an_output_holds() -> None:
+    read = traced(by_hand)
+    with pytest.raises(UnsupportedModelError, match="--output SIG:KEY --scores"):
+        survey([read]).the_site()
+    site = survey([read], Choice(("serving_default:p",), scores=PROBABILITIES, classes=CLASSES)).the_site()
+    assert (site.kind, site.outputs) == (PROBABILITIES, ("serving_default:p",))
+    assert op_of(read, Place(site.points[0].tensor)) == "EagerPyFunc"
+    assert survey([read], Choice(("serving_default:p",), scores=LOGITS, classes=CLASSES)).the_site().kind == LOGITS
+
+
+def test_a_linear_layer_may_hold_probabilities() -> None:
+    read = traced(lambda x: {"p": x @ W})
+    assert survey([read], Choice(scores=PROBABILITIES)).the_site().kind == PROBABILITIES
+    assert (
+        survey([traced(lambda x: {"p": tf.nn.softmax(x @ W)})], Choice(scores=PROBABILITIES)).the_site().kind == LOGITS
+    )
+
+
+def test_a_tensor_may_be_named() -> None:
+    read = traced(lambda x: {"animal": tf.nn.softmax(x @ W), "colour": tf.nn.softmax(x @ V)})
+    for site in survey([read]).sites:
+        name = str(site.points[0].tensor)
+        assert survey([read], Choice(sites=(name,))).the_site() == site
+        without_port = name.rpartition(":")[0]
+        assert survey([read], Choice(sites=(without_port,))).the_site() == site
+    both = survey([read], Choice(sites=tuple(str(site.points[0].tensor) for site in survey([read]).sites))).the_site()
+    assert both.outputs == ("serving_default:animal", "serving_default:colour")
+
+
+def test_naming_what_a_softmax_answers_means_what_goes_into_it() -> None:
+    read = traced(by_hand_softmax)
+    tensor = tensor_of(read, "Softmax")
+    site = survey([read], Choice(sites=(str(tensor),))).the_site()
+    assert (site.kind, op_of(read, Place(site.points[0].tensor))) == (LOGITS, "AddV2")
+
+
+def by_hand_softmax(x: tf.Tensor) -> dict[str, tf.Tensor]:
+    return {"p": tf.cumsum(tf.nn.softmax(logits(x)), axis=-1)}
+
+
+def test_a_named_tensor_must_tell_or_be_told_what_it_holds() -> None:
+    read = traced(lambda x: {"p": tf.cumsum(tf.nn.relu(logits(x)), axis=-1)})
+    name = str(tensor_of(read, "Relu"))
+    with pytest.raises(AmbiguousSiteError, match="--scores"):
+        survey([read], Choice(sites=(name,))).the_site()
+    site = survey([read], Choice(sites=(name,), scores=PROBABILITIES)).the_site()
+    assert (site.kind, site.output_kinds) == (PROBABILITIES, {"serving_default:p": "derived"})
+    assert survey([read], Choice(sites=(str(tensor_of(read, "AddV2")),))).the_site().kind == LOGITS
+
+
+@pytest.mark.parametrize("name", ["nothing", "nothing/at:0", "p:p", "", "p:-1"])
+def test_a_name_that_is_no_tensor_is_told_with_what_there_is(name: str) -> None:
+    with pytest.raises(AmbiguousSiteError, match="no such tensor"):
+        survey([traced(lambda x: {"p": tf.nn.softmax(logits(x))})], Choice(sites=(name,))).the_site()
+
+
+def test_every_way_back_is_explained() -> None:
+    def f(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        z = logits(x)
+        return {"p": tf.nn.softmax(z), "i": tf.argmax(z, -1), "h": tf.nn.relu(x), "s": tf.sigmoid(x @ V), "y": x @ ONE}
+
+    seen = {entry.outputs: entry for entry in survey([traced(f)]).seen}
+    assert set(seen) == {(f"serving_default:{k}",) for k in "hsyi"} | {("serving_default:p",)} or len(seen) == 4
+    verdicts = {output.removeprefix("serving_default:"): e.verdict for o, e in seen.items() for output in o}
+    assert verdicts["p"].startswith("It is the input of the Softmax")
+    assert "--multi-label" in verdicts["s"]
+    assert "one number" in verdicts["y"]
+    assert "no Softmax" in verdicts["h"]
+    assert json.loads(json.dumps([entry.to_dict() for entry in seen.values()]))
 
 
 def test_models_without_signatures_are_refused() -> None:
@@ -264,7 +479,7 @@ def test_copies_in_several_meta_graphs_are_one_site() -> None:
 def test_only_the_two_lifecycle_signatures_are_overlooked() -> None:
     """A server answers a signature of any other name, however it begins."""
     read = traced(lambda x: {"p": tf.nn.softmax(logits(x))}, __saved_model_scores=lambda x: {"z": logits(x)})
-    assert set(survey([read]).the_site().outputs) == {"serving_default:p"}
+    assert set(survey([read]).the_site().outputs) == {"serving_default:p", "__saved_model_scores:z"}
     plain = traced(lambda x: {"c": tf.zeros([3])}, __saved_model_scores=lambda x: {"p": tf.nn.softmax(logits(x))})
     assert survey([plain]).the_site().outputs == ("__saved_model_scores:p",)
 
