@@ -42,12 +42,20 @@ _INTERRUPTED = 130
 
 
 class Method(str, enum.Enum):
-    """The filter's methods, as mpru_tf.filters.METHODS names them."""
+    """The filter's methods, as mpru_tf.filters names them."""
 
     tempered = "tempered"
     renormalize = "renormalize"
     gram_schmidt = "gram_schmidt"
     mean = "mean"
+    mask = "mask"
+
+
+class Scores(str, enum.Enum):
+    """What class scores hold, as mpru_tf.saved_model.candidates names it."""
+
+    probabilities = "probabilities"
+    logits = "logits"
 
 
 class RefusingGroup(TyperGroup):
@@ -124,6 +132,45 @@ LabelsOption = Annotated[
 ]
 
 
+_PANEL = "Class scores, where the graph leaves them open"
+OutputOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--output",
+        metavar="SIG:KEY",
+        help="An output computed from the class scores that are meant, if the model has several; may be repeated.",
+        rich_help_panel=_PANEL,
+        show_default=False,
+    ),
+]
+SiteOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--site",
+        metavar="TENSOR",
+        help="The tensor that holds them, as `inspect` names it; may be repeated.",
+        rich_help_panel=_PANEL,
+        show_default=False,
+    ),
+]
+ScoresOption = Annotated[
+    Scores | None,
+    typer.Option(help="What they hold.", rich_help_panel=_PANEL, show_default=False),
+]
+NumClassesOption = Annotated[
+    int | None,
+    typer.Option(min=2, metavar="N", help="How many classes there are.", rich_help_panel=_PANEL, show_default=False),
+]
+MultiLabelOption = Annotated[
+    bool,
+    typer.Option(
+        "--multi-label",
+        help="Each class is judged on its own, by a Sigmoid: forgotten ones answer 0, the others stay as they are.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
 @app.callback(invoke_without_command=True)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
@@ -134,14 +181,34 @@ def root(
 
 
 # --------------------------------------------------------------------------------------------------------- reading
-@_command("mpru-tf inspect models/resnet", "mpru-tf inspect models/resnet/2 --json | jq '.score_sites[].outputs'")
-def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
+@_command(
+    "mpru-tf inspect models/resnet",
+    "mpru-tf inspect models/resnet/2 --json | jq '.score_sites[].outputs'",
+    "mpru-tf inspect models/tagger --multi-label",
+)
+def inspect(
+    model: ModelArgument,
+    output_names: OutputOption = None,
+    sites: SiteOption = None,
+    scores: ScoresOption = None,
+    num_classes: NumClassesOption = None,
+    multi_label: MultiLabelOption = False,
+    as_json: JsonOption = False,
+) -> None:
     """Show what a SavedModel answers, where its class scores are, and what was forgotten in it.
 
-    Nothing is executed and nothing is written. Exit status 1 if no class can be forgotten in the model.
+    From each output the graph is followed back; every tensor at which that ends is shown, with what was made of it.
+    Nothing is executed and nothing is written. Exit status 1 if no class can be forgotten in the model as it stands.
     """
     with _working("reading the model"):
-        inspection = mpru_tf.inspect(model)
+        inspection = mpru_tf.inspect(
+            model,
+            outputs=output_names or (),
+            sites=sites or (),
+            scores=None if scores is None else scores.value,
+            num_classes=num_classes,
+            multi_label=multi_label,
+        )
     if as_json:
         _print_json(inspection.to_dict())
     else:
@@ -233,8 +300,8 @@ def forget(
         Method | None,
         typer.Option(
             metavar="METHOD",
-            help="tempered or renormalize, which need no data; gram_schmidt or mean, which need class means. "
-            "Default: that of the version's present filter, or tempered.",
+            help="tempered or renormalize, which need no data; gram_schmidt or mean, which need class means; mask, for "
+            "multi-label models. Default: that of the version's present filter, or tempered.",
             show_default=False,
         ),
     ] = None,
@@ -273,16 +340,11 @@ def forget(
             rich_help_panel="Class means",
         ),
     ] = False,
-    output_names: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--output",
-            metavar="SIG:KEY",
-            help="An output computed from the class scores that are meant, if the model has several.",
-            rich_help_panel="Outputs",
-            show_default=False,
-        ),
-    ] = None,
+    output_names: OutputOption = None,
+    sites: SiteOption = None,
+    scores: ScoresOption = None,
+    num_classes: NumClassesOption = None,
+    multi_label: MultiLabelOption = False,
     allow_output: Annotated[
         list[str] | None,
         typer.Option(
@@ -357,6 +419,10 @@ def forget(
             labels=labels,
             into=into,
             outputs=output_names or (),
+            sites=sites or (),
+            scores=None if scores is None else scores.value,
+            num_classes=num_classes,
+            multi_label=multi_label,
             allow_outputs=allow_output or (),
             drop_outputs=drop_output or (),
             force=force,
@@ -505,12 +571,25 @@ def _show_inspection(inspection: Inspection) -> None:
         for direction in ("inputs", "outputs"):
             for key, tensor in signature[direction].items():
                 branch.add(Text.assemble(f"{direction[:-1]:<6} ", (key, "green"), f"  {_tensor(tensor)}"))
-    sites = tree.add("score sites") if inspection.score_sites else tree.add("no score sites")
+    sites = tree.add("class scores") if inspection.score_sites else tree.add("no class scores")
     for site in inspection.score_sites:
-        branch = sites.add(Text.assemble((site.kind, "cyan"), f" of {site.classes} classes"))
+        many = f" of {site.classes} classes" + (", each judged on its own" if site.multi_label else "")
+        branch = sites.add(Text.assemble((site.kind, "cyan"), many))
         branch.add(Text(site.reason))
+        for point in site.points:
+            branch.add(Text.assemble("tensor  ", (str(point.tensor), "bold")))
         for name in site.outputs:
             branch.add(Text.assemble("reaches ", (name, "green"), f"  {site.output_kinds[name]}"))
+    tensors = {str(point.tensor) for site in inspection.score_sites for point in site.points}
+    others = [entry for entry in inspection.seen if tensors.isdisjoint(entry.tensors)]
+    if others:
+        passed_over = tree.add("other tensors that outputs are computed from")
+        for entry in others:
+            branch = passed_over.add(
+                Text.assemble((", ".join(entry.tensors), "bold"), f"  {entry.op} {entry.shape}  {entry.verdict}")
+            )
+            for name in entry.outputs:
+                branch.add(Text.assemble("reaches ", (name, "green")))
     if inspection.forgotten:
         labels = find_labels(inspection.path)
         names = None if labels is None else [labels[index] for index in inspection.forgotten]

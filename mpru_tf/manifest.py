@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from mpru_tf.errors import ManifestError, explain
-from mpru_tf.saved_model.bundle import SAVED_MODEL_PB, index_digest
+from mpru_tf.saved_model.bundle import SAVED_MODEL_FORMS, SAVED_MODEL_PB, index_digest
+from mpru_tf.saved_model.sites import Choice
 from mpru_tf.saved_model.splice import Splice
 
 MANIFEST = "assets.extra/mpru_manifest.json"
@@ -28,7 +30,8 @@ class Manifest:
     Attributes:
         tool_version: version of mpru_tf that wrote it.
         created: UTC time, ISO 8601.
-        source: 'path', 'version', 'saved_model_sha256' and 'variables_index_sha256' of the version it was made from.
+        source: 'path', 'version', 'saved_model_sha256' and 'variables_index_sha256' of the version it was made from,
+            and 'same_base_path', whether it lay beside this one.
         saved_model_sha256: hex digest of this version's saved_model.pb.
         variables_index_sha256: hex digest of variables.index (which holds a CRC32C of every tensor), None without one.
         classes: number n of classes.
@@ -36,6 +39,7 @@ class Manifest:
         labels: labels of the forgotten classes in the same order, or None when they are not known.
         method: the filter's method.
         temperature: of method 'tempered', else None.
+        choice: what its owner said about the class scores, where the graph leaves it open.
         constants_sha256: digest of the filter's constants.
         preconditions: what was found about the class means, or None when the method needs none.
         splices: where the filter lies.
@@ -44,7 +48,7 @@ class Manifest:
         dropped_endpoints: attributes that Python loaders offer no more.
         leak_gate: 'passed' (a version with another result is never published).
         load_check: what loading the version in a Session showed.
-        history: earlier forgets, oldest first, each with 'created', 'forgotten', 'method' and 'saved_model_sha256'.
+        history: earlier forgets, oldest first, each as :meth:`step` of its manifest.
     """
 
     tool_version: str
@@ -57,6 +61,7 @@ class Manifest:
     labels: tuple[str, ...] | None
     method: str
     temperature: float | None
+    choice: Choice
     constants_sha256: str
     preconditions: dict[str, Any] | None
     splices: tuple[Splice, ...]
@@ -75,16 +80,43 @@ class Manifest:
         """Write the manifest into a version directory."""
         path = version_dir / MANIFEST
         path.parent.mkdir(exist_ok=True)
-        path.write_text(self.to_json(), encoding="utf-8")
+        # A path of bytes that are no text holds lone surrogates; escaped, they are JSON as well.
+        path.write_text(self.to_json(), encoding="utf-8", errors="backslashreplace")
+
+    def step(self) -> dict[str, Any]:
+        """What the manifests of later versions say about this one, so that it can be told when it is gone."""
+        values = asdict(self)
+        return {name: list(values[name]) if isinstance(values[name], tuple) else values[name] for name in _STEP}
 
     def mismatches(self, version_dir: Path) -> list[str]:
         """What in a version directory is not as the manifest says, one phrase each."""
-        found = []
-        if hashlib.sha256((version_dir / SAVED_MODEL_PB).read_bytes()).hexdigest() != self.saved_model_sha256:
-            found.append(f"{SAVED_MODEL_PB} was changed after it was published")
-        if index_digest(version_dir) != self.variables_index_sha256:
-            found.append("variables.index was changed after it was published")
-        return found
+        changed = changed_files(version_dir, self.saved_model_sha256, self.variables_index_sha256)
+        return [f"{name} was changed after it was published" for name in changed]
+
+
+_STEP = (
+    *("created", "source", "saved_model_sha256", "variables_index_sha256"),
+    *("forgotten", "labels", "method", "temperature"),
+)
+
+
+def changed_files(version_dir: Path, saved_model_sha256: str, variables_index_sha256: str | None) -> list[str]:
+    """Names of the files in a version directory that do not have the digests that were recorded."""
+    changed = []
+    if model_digest(version_dir) != saved_model_sha256:
+        changed.append(next((form.name for form in _model_files(version_dir)), SAVED_MODEL_PB))
+    if index_digest(version_dir) != variables_index_sha256:
+        changed.append("variables.index")
+    return changed
+
+
+def model_digest(version_dir: Path) -> str | None:
+    """SHA-256 of saved_model.pb, or of the form in which the SavedModel is stored instead; None if it is gone."""
+    return next((hashlib.sha256(form.read_bytes()).hexdigest() for form in _model_files(version_dir)), None)
+
+
+def _model_files(version_dir: Path) -> list[Path]:
+    return [version_dir / name for name in SAVED_MODEL_FORMS if (version_dir / name).is_file()]
 
 
 def read_manifest(version_dir: Path) -> Manifest | None:
@@ -108,12 +140,16 @@ def read_manifest(version_dir: Path) -> Manifest | None:
                     hint="Upgrade mpru_tf.",
                 )
             )
+        values["choice"] = Choice.from_dict(values["choice"])
         values["splices"] = tuple(Splice(**entry) for entry in values["splices"])
         lists = ("forgotten", "labels", "dropped_outputs", "allowed_outputs", "dropped_endpoints", "history")
         for name in lists:
             values[name] = tuple(values[name]) if values[name] is not None else None
-        return Manifest(**values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest = Manifest(**values)
+        for step in (*manifest.history, manifest.step()):
+            _check_step(step, manifest.classes)
+        return manifest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestError(
             explain(
                 f"{path} cannot be read as a manifest.",
@@ -122,3 +158,37 @@ def read_manifest(version_dir: Path) -> Manifest | None:
                 hint="Start again from the version that this one was made from.",
             )
         ) from error
+
+
+def _check_step(step: Mapping[str, Any], classes: int) -> None:
+    """Check what one step of the history is told by. What an older mpru_tf did not write may be absent.
+
+    Raises:
+        TypeError, KeyError: it is not as we write it.
+    """
+    text, number, nothing = str, int, type(None)
+    _expect("created", step["created"], text)
+    _expect("method", step["method"], text)
+    _expect("saved_model_sha256", step["saved_model_sha256"], text)
+    _expect("variables_index_sha256", step.get("variables_index_sha256"), text, nothing)
+    _expect("temperature", step.get("temperature"), float, number, nothing)
+    forgotten, labels = step["forgotten"], step.get("labels")
+    _expect("forgotten", forgotten, list)
+    if not all(isinstance(index, int) and 0 <= index < classes for index in forgotten):
+        raise TypeError(f"forgotten holds more than indices of {classes} classes")
+    _expect("labels", labels, list, nothing)
+    if labels is not None and not (len(labels) == len(forgotten) and all(isinstance(label, str) for label in labels)):
+        raise TypeError("labels holds other than one text per forgotten class")
+    if "source" in step:
+        source = step["source"]
+        _expect("source", source, dict)
+        _expect("source.path", source["path"], text)
+        _expect("source.version", source["version"], number, nothing)
+        _expect("source.saved_model_sha256", source["saved_model_sha256"], text)
+        _expect("source.variables_index_sha256", source["variables_index_sha256"], text, nothing)
+        _expect("source.same_base_path", source.get("same_base_path", True), bool)
+
+
+def _expect(name: str, value: object, *kinds: type) -> None:
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} is {type(value).__name__}")

@@ -108,6 +108,7 @@ class _Plan:
     earlier: Manifest | None
     source_sha256: str
     data: bytes
+    choice: Choice
     site: ScoreSite
     spec: FilterSpec
     labels: tuple[str, ...] | None
@@ -244,6 +245,7 @@ def _plan(
     unfiltered_graphs(bundle, earlier)
     dropped = _drop(bundle, drop_outputs)
     graphs = bundle.graphs()
+    choice = choice.or_that_of(earlier.choice if earlier is not None else None)
     site = survey(graphs, choice).the_site()
     _check_same_scores(earlier, graphs, site)
     wanted = parse_classes(classes, names, site.classes)
@@ -272,6 +274,7 @@ def _plan(
         earlier=earlier,
         source_sha256=bundle.sha256,
         data=bundle.proto.SerializeToString(),
+        choice=choice,
         site=site,
         spec=spec,
         labels=_labels_of(spec.forgotten, names, earlier),
@@ -557,6 +560,7 @@ def _manifest(plan: _Plan, staging: Path, checked: dict[str, Any]) -> Manifest:
         labels=plan.labels,
         method=plan.spec.method,
         temperature=plan.spec.temperature,
+        choice=plan.choice,
         constants_sha256=plan.spec.digest(),
         preconditions=plan.preconditions,
         splices=plan.splices,

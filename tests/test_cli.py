@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 
 import mpru_tf
 from mpru_tf import cli
-from mpru_tf.filters import METHODS
+from mpru_tf.filters import MASK, METHODS
 from mpru_tf.labels import write_labels
 
 LABELS = ["cat", "dog", "bird", "crane, bird", "fish"]
@@ -102,7 +102,7 @@ class TestHelp:
         assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
 
     def test_the_methods_are_all_offered(self) -> None:
-        assert {method.value for method in cli.Method} == set(METHODS)
+        assert {method.value for method in cli.Method} == {*METHODS, MASK}
 
     @pytest.mark.parametrize(
         "arguments",

@@ -14,6 +14,7 @@ from conftest import ModelStore
 import mpru_tf
 from mpru_tf.errors import ManifestError
 from mpru_tf.manifest import FORMAT_VERSION, MANIFEST, Manifest, read_manifest
+from mpru_tf.saved_model.sites import Choice
 from mpru_tf.saved_model.splice import Splice
 
 SPLICE = Splice(
@@ -30,6 +31,7 @@ EXAMPLE = Manifest(
     labels=("Katze", "日本"),
     method="tempered",
     temperature=1.5,
+    choice=Choice(outputs=("serving_default:p",), classes=10),
     constants_sha256="cc",
     preconditions=None,
     splices=(SPLICE, dataclasses.replace(SPLICE, meta_graph=1, function="")),

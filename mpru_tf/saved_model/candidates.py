@@ -149,6 +149,8 @@ def candidate_of(
     if _is_float(info) and kind in ("linear", "forest", "normalised", "sigmoid"):
         flattened = reshaped and declared is not None and len(declared) == 1
         return candidate([direct], kind) if flattened else candidate([shown if reshaped else direct], kind, declared)
+    if kinds == {"linear"} and walk.calculated and _is_float(info):
+        kinds = {"other"}  # features: nobody takes a logarithm of logits
     if len(kinds) == 1 and not walk.turns and not kinds.isdisjoint(("linear", "forest", "normalised", "mixture")):
         if len(walk.ends) == 1:  # only ids or ranked scores leave the model, or what comes out of a loop
             (place,) = walk.ends
@@ -165,12 +167,14 @@ class _Walk:
     Attributes:
         ends: every tensor at which it ended, and what it is there.
         mixed: whether several of them were computed with together; otherwise one of them answers at a time.
+        calculated: whether there was arithmetic on the way.
         turns: whether a loop computed with what its turns made of one of them.
         collected: whether one of them lies in a loop that puts what its turns make into a list.
     """
 
     ends: dict[Place, str] = field(default_factory=dict)
     mixed: bool = False
+    calculated: bool = False
     turns: bool = False
     collected: bool = False
 
@@ -232,6 +236,7 @@ def _walk(
         ):
             steps = [step for step in inputs if _moves(graph, flow, step)]
             walk.mixed = walk.mixed or len(steps) > 1
+            walk.calculated = walk.calculated or op in _ARITHMETIC_OPS
             queue.extend(steps)
         else:
             walk.ends[place] = _classify(graph, flow, place)

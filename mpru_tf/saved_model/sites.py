@@ -9,7 +9,7 @@ reading the graph alone; nothing is executed. What the graph leaves open its own
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,9 +52,14 @@ class Choice:
     classes: int | None = None
     multi_label: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values."""
-        return {**dataclasses.asdict(self), "outputs": list(self.outputs), "sites": list(self.sites)}
+    def or_that_of(self, recorded: Choice | None) -> Choice:
+        """This choice or, if nothing is said in it, the one that a manifest recorded."""
+        return self if recorded is None or self != Choice() else recorded
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Choice:
+        """The choice that :func:`dataclasses.asdict` told, perhaps by way of JSON."""
+        return cls(**{**values, "outputs": tuple(values["outputs"]), "sites": tuple(values["sites"])})
 
 
 @dataclass(frozen=True)
@@ -201,12 +206,8 @@ def _sites(
     graphs: Sequence[Graph], found: list[Found], choice: Choice
 ) -> tuple[tuple[ScoreSite, ...], UnsupportedModelError | AmbiguousSiteError | None]:
     """The score sites, and why they do not do."""
-    considered = found
-    if choice.scores is not None and choice.outputs:
-        considered = [entry for entry in found if entry[1].output in choice.outputs]
-    chosen, kind, reason = _strongest(considered, choice)
-    if not choice.multi_label and choice.scores is None:
-        chosen = _without_sigmoids(found, chosen)
+    named = [entry for entry in found if entry[1].output in choice.outputs]
+    chosen, kind, reason = _strongest(found, named, choice)
     suited = [entry for entry in chosen if _is_class_vector(entry[1], choice)]
     refusal: UnsupportedModelError | AmbiguousSiteError | None = _binary(found, suited, choice)
     if refusal is None and not suited:
@@ -219,10 +220,10 @@ def _sites(
     if choice.sites:
         sites = tuple(_with_all_outputs(graphs, site, found) for site in _named_tensors(graphs, sites, choice, found))
     if choice.outputs:
-        named = tuple(site for site in sites if not set(choice.outputs).isdisjoint(site.output_kinds))
-        if not named:
+        meant = tuple(site for site in sites if not set(choice.outputs).isdisjoint(site.output_kinds))
+        if not meant:
             return sites, refusals.not_named(choice.outputs, sites)
-        sites = _joined(named)
+        sites = _joined(meant)
     if len(sites) > 1:
         return sites, refusals.ambiguous(sites)
     if choice.classes is not None and sites[0].classes != choice.classes:
@@ -238,7 +239,10 @@ def _bare(found: Iterable[Found]) -> list[Candidate]:
 def _evidence(choice: Choice) -> list[tuple[str, str, str]]:
     """What class scores may be known by, strongest first: the ending, what the tensor holds, and why, in words."""
     told = "--scores says what it holds."
-    linear = "No Softmax in the graph: the output of the last linear layer is taken for the logits."
+    linear = (
+        "No Softmax in the graph: the output of the last linear layer is taken for the logits. Were it a regression or "
+        "an embedding, there would be no class to forget."
+    )
     if choice.multi_label:
         linear = linear.replace("Softmax", "Sigmoid")
         evidence = [
@@ -256,33 +260,32 @@ def _evidence(choice: Choice) -> list[tuple[str, str, str]]:
     return [*evidence, ("linear", choice.scores, told), ("other", choice.scores, told)]
 
 
-def _strongest(found: list[Found], choice: Choice) -> tuple[list[Found], str, str]:
-    """The candidates of the strongest kind of evidence, what they hold, and why they were taken."""
-    for ending, kind, reason in _evidence(choice):
-        chosen = [entry for entry in found if entry[1].ending == ending and (ending != "other" or entry[1].is_float)]
-        if chosen:
-            return chosen, kind, reason
+def _strongest(found: list[Found], named: list[Found], choice: Choice) -> tuple[list[Found], str, str]:
+    """The candidates of the strongest kind of evidence, what they hold, and why they were taken.
+
+    How the outputs that the owner named end decides, if class scores are seen there; else how any output ends.
+    """
+    for considered in (named, found):
+        for ending, kind, reason in _evidence(choice):
+            if not any(_counts(candidate, ending, considered, choice) for _, candidate in considered):
+                continue
+            among = found if ending != "other" else considered  # copies in other signatures, of what is known by itself
+            return [entry for entry in among if _counts(entry[1], ending, considered, choice)], kind, reason
+        if any(candidate.ending == "sigmoid" for _, candidate in considered):
+            break  # named, and not to be passed over in favour of another output
     return [], LOGITS, ""
 
 
-def _without_sigmoids(found: list[Found], chosen: list[Found]) -> list[Found]:
-    """Of linear layers, those that no output shows through a Sigmoid, which judges each class on its own."""
-    if not chosen or chosen[0][1].ending != "linear":
-        return chosen
-    shown = [
-        (graph, place.tensor)
-        for graph, candidate in found
-        for place in candidate.places
-        if candidate.ending == "sigmoid"
-    ]
-    return [
-        (graph, candidate)
-        for graph, candidate in chosen
-        if not any(
-            other.index == graph.index and _depends_on(graph, tensor, {place.tensor for place in candidate.places})
-            for other, tensor in shown
-        )
-    ]
+def _counts(candidate: Candidate, ending: str, considered: list[Found], choice: Choice) -> bool:
+    """Whether a candidate is evidence of this kind."""
+    if candidate.ending != ending:
+        return False
+    if ending == "other":
+        return candidate.is_float
+    if ending == "linear" and choice.scores is None and not choice.multi_label:
+        # A linear layer alone says little: where a Sigmoid makes the model's answers, it is a feature or a box.
+        return not any(other.ending == "sigmoid" for _, other in considered)
+    return True
 
 
 def _is_class_vector(candidate: Candidate, choice: Choice) -> bool:
@@ -328,18 +331,15 @@ def _binary(found: list[Found], suited: list[Found], choice: Choice) -> Unsuppor
     """Refuse two-class models that answer one number: one of two classes forgotten leaves nothing to tell apart."""
     if any(_width(candidate, choice) != 2 for _, candidate in suited) or (suited and choice.multi_label):
         return None
-    lone: set[str] = set()
-    shows_both = False
+    lone: dict[str, str] = {}
     for graph, candidate in found:
         key = candidate.output[len(candidate.signature) + 1 :]
         shape = shapes.from_proto(graph.meta_graph.signature_def[candidate.signature].outputs[key].tensor_shape)
-        if not candidate.is_float or shape is None or len(shape) > 2:
-            continue
-        shows_both = shows_both or (len(shape) > 0 and shape[-1] == 2)
-        if len(shape) < 2 or shape[-1] == 1:
-            one_score = candidate.ending in ("linear", "sigmoid")
-            lone |= {f"{candidate.output} {spell(shape)}"} if one_score or not shows_both else set()
-    if not suited and not any(candidate.ending == "sigmoid" for _, candidate in found):
+        is_one = shape is not None and (len(shape) < 2 or shape[1:] == (1,))
+        if candidate.is_float and is_one and candidate.ending in ("linear", "sigmoid", "forest"):
+            lone[f"{candidate.output} {spell(shape)}"] = candidate.ending
+    # One number is a probability if a Sigmoid makes it; if not, only beside class scores for both classes.
+    if not suited and "sigmoid" not in lone.values():
         return None
     return refusals.binary(", ".join(sorted(lone))) if lone else None
 
@@ -542,6 +542,8 @@ def _verdict(graph: Graph, candidate: Candidate, sites: tuple[ScoreSite, ...], c
         if any(point.meta_graph == graph.index and point.tensor in tensors for point in site.points):
             return site.reason if len(sites) == 1 else f"One of {len(sites)} class vectors. {site.reason}"
     width = _width(candidate, choice)
+    if candidate.ending in ("softmax", "normalised", "forest") and width == 2 and not sites:
+        return "Not taken: two classes, told by one number elsewhere in the model."
     if candidate.ending == "other":
         return "Not taken: no Softmax, normalised vector or linear layer makes it."
     if not _is_one_vector(candidate.shape, candidate.ending):
@@ -553,5 +555,5 @@ def _verdict(graph: Graph, candidate: Candidate, sites: tuple[ScoreSite, ...], c
     if candidate.ending == "sigmoid" and not choice.multi_label:
         return "Not taken: a Sigmoid per class; --multi-label takes it."
     if candidate.ending == "linear" and not choice.multi_label:
-        return "Not taken: a linear layer, where another output shows a Softmax or normalised probabilities."
+        return "Not taken: a linear layer, where other outputs show class scores by a Softmax, a Sigmoid or a forest."
     return "Not taken."

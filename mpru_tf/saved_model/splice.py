@@ -151,8 +151,10 @@ def _filter_nodes(spec: FilterSpec, point: SitePoint, prefix: str, raw: str, sco
     from mpru_tf.layer import filter_tensor
 
     with tf.Graph().as_default() as traced:
-        # Of the shape that the graph proves, no more: a width that is only claimed is compared at run time.
-        x = tf.compat.v1.placeholder(tf.dtypes.as_dtype(point.dtype), point.shape, name="raw")
+        # Of the shape that the graph proves, no more: a width that is only claimed is compared at run time. A filter
+        # for another rank than 2 takes any rank, so that it can be tried alone on a batch.
+        shape = point.shape if point.shape is not None and len(point.shape) == 2 else None
+        x = tf.compat.v1.placeholder(tf.dtypes.as_dtype(point.dtype), shape, name="raw")
         tf.identity(filter_tensor(x, spec, point.kind == LOGITS), name="filtered")
     result: list[NodeDef] = []
     for node in traced.as_graph_def().node:

@@ -241,6 +241,23 @@ REFUSED: dict[str, tuple[Answer, str]] = {
         lambda x: {"p": tf.transpose(tf.map_fn(lambda part: tf.nn.softmax(part @ W), tf.stack([x, x])), [1, 0, 2])},
         "every position",
     ),
+    "tags_and_an_embedding": (
+        lambda x: {"tags": tf.sigmoid(tf.nn.relu(x @ W) @ V[:CLASSES]), "embedding": x @ W},
+        "multi-label",
+    ),
+    "tags_and_features": (
+        lambda x: {"tags": tf.sigmoid(tf.nn.relu(x @ W) @ V[:CLASSES]), "features": tf.math.log(tf.abs(x @ W) + 0.1)},
+        "multi-label",
+    ),
+    "features": (lambda x: {"features": tf.math.log(x @ W + 0.1)}, "No output"),
+    "a_box_and_whether_there_is_one": (lambda x: {"box": x @ W, "there": tf.sigmoid(x @ ONE)}, "one of two classes"),
+    "detections": (
+        lambda x: {
+            "scores": tf.sigmoid(x[:, :, None] @ W[None, :1]),
+            "num_detections": tf.cast(tf.math.count_nonzero(x @ W > 0, -1), tf.float32),
+        },
+        "every position",
+    ),
     "embedding": (lambda x: {"h": tf.nn.relu(logits(x))}, "No output of this model"),
     "nothing_from_the_request": (lambda x: {"c": tf.zeros([3]), "rows": tf.shape(x)}, "no signature with an output"),
     "scores_from_the_client": (lambda x: {"p": tf.nn.softmax(x)}, "sent by the client"),
@@ -349,6 +366,17 @@ def test_a_linear_layer_may_hold_probabilities() -> None:
     assert (
         survey([traced(lambda x: {"p": tf.nn.softmax(x @ W)})], Choice(scores=PROBABILITIES)).the_site().kind == LOGITS
     )
+
+
+def test_the_ending_of_a_named_output_decides() -> None:
+    """Not that of another output, from which it happens to be computed."""
+    read = traced(lambda x: {"tags": tf.sigmoid(tf.nn.relu(x @ W) @ V[:CLASSES]), "embedding": x @ W})
+    with pytest.raises(UnsupportedModelError, match="--multi-label"):
+        survey([read], Choice(("serving_default:tags",))).the_site()
+    assert op_of(
+        read, Place(survey([read], Choice(("serving_default:tags",), multi_label=True)).the_site().points[0].tensor)
+    )
+    assert survey([read], Choice(("serving_default:embedding",))).the_site().kind == LOGITS
 
 
 def test_a_tensor_may_be_named() -> None:
