@@ -52,7 +52,8 @@ _SELECTING_OPS = _ops(
 _ARITHMETIC_OPS = _ops(
     """
     Add AddV2 AddN Sub Mul Div RealDiv DivNoNan Maximum Minimum Pow Log Exp Round ClipByValue Mean Sum Select SelectV2
-    Neg Log1p Sqrt Square
+    Neg Log1p Sqrt Square FakeQuantWithMinMaxVars FakeQuantWithMinMaxArgs FakeQuantWithMinMaxVarsPerChannel
+    QuantizeAndDequantizeV2 QuantizeAndDequantizeV3 QuantizeAndDequantizeV4
     """
 )
 # The same numbers, some of them or in another order.

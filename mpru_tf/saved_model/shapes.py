@@ -155,6 +155,9 @@ class _Node:
     def number(self, name: str, default: int = 0) -> int:
         return int(self.node.attr[name].i) if name in self.node.attr else default
 
+    def numbers(self, name: str) -> tuple[int, ...]:
+        return tuple(self.node.attr[name].list.i) if name in self.node.attr else ()
+
     def channels_first(self) -> bool:
         return "data_format" in self.node.attr and self.node.attr["data_format"].s.startswith(b"NC")
 
@@ -293,24 +296,41 @@ def _lengths(letters: str, shape: Shape, known: dict[str, int | None]) -> dict[s
 
 
 def _convolution(look: _Node) -> Shape | None:
-    filters = look.shape(1)
+    data, filters = look.shape(0), look.shape(1)
     if filters is None:
-        data = look.shape(0)
         return None if data is None else (None,) * len(data)
-    axes: list[int | None] = [None] * len(filters)
     channels = filters[-1]
     if look.node.op.startswith("Depthwise"):
         known = len(filters) == 4 and filters[2] is not None and filters[3] is not None
         channels = filters[2] * filters[3] if known else None  # type: ignore[operator]
-    axes[1 if look.channels_first() else -1] = channels
-    return tuple(axes)
+    return _slid(look, data, len(filters), list(filters[:-2]), channels)
 
 
 def _pool(look: _Node) -> Shape | None:
-    data = look.shape(0)
-    if data is None or look.channels_first():
-        return None if data is None else (None,) * len(data)
-    return (data[0], *([None] * (len(data) - 2)), data[-1]) if len(data) > 2 else None
+    data, window = look.shape(0), look.numbers("ksize")
+    if data is None or len(data) < 3:
+        return None
+    axes = range(2, len(data)) if look.channels_first() else range(1, len(data) - 1)
+    sizes = [window[axis] if len(window) == len(data) else None for axis in axes]
+    return _slid(look, data, len(data), sizes, data[1 if look.channels_first() else -1])
+
+
+def _slid(look: _Node, data: Shape | None, rank: int, window: list[int | None], channels: int | None) -> Shape:
+    """What remains of the axes over which a window slides."""
+    strides, dilations = look.numbers("strides"), look.numbers("dilations") or (1,) * rank
+    padding = look.node.attr["padding"].s
+    first = 2 if look.channels_first() else 1
+    sizes: list[int | None] = [None] * (rank - 2)
+    if data is not None and len(data) == len(strides) == len(dilations) == rank and padding in (b"SAME", b"VALID"):
+        for number, width in enumerate(window):
+            length, stride = data[first + number], strides[first + number]
+            if length is None or width is None or stride < 1:
+                continue
+            if padding == b"VALID":
+                length -= (width - 1) * dilations[first + number]
+            sizes[number] = max(0, -(-length // stride))
+    rows = data[0] if data else None
+    return (rows, channels, *sizes) if look.channels_first() else (rows, *sizes, channels)
 
 
 def _reshape(look: _Node) -> Shape | None:

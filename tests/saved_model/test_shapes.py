@@ -63,6 +63,17 @@ SAME_AS_TENSORFLOW: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "conv2d": lambda x: tf.nn.conv2d(image(x), CHANNELS, 1, "VALID"),
     "depthwise": lambda x: tf.nn.depthwise_conv2d(image(x), CHANNELS, [1] * 4, "VALID"),
     "pooled": lambda x: tf.reduce_mean(tf.nn.conv2d(image(x), CHANNELS, 1, "SAME"), [1, 2]),
+    "strided_convolution": lambda x: tf.nn.conv2d(tf.ones([2, 9, 8, 10]) * x[0, 0], CHANNELS, 2, "SAME"),
+    "valid_convolution": lambda x: tf.nn.conv2d(
+        tf.ones([2, 9, 8, 10]) * x[0, 0], tf.ones([3, 2, 10, 4]), [2, 3], "VALID"
+    ),
+    "dilated_convolution": lambda x: tf.nn.conv2d(
+        tf.ones([2, 9, 8, 10]) * x[0, 0], tf.ones([3, 2, 10, 4]), 1, "VALID", dilations=[2, 3]
+    ),
+    "padded_convolution": lambda x: tf.nn.conv2d(
+        tf.ones([2, 9, 8, 10]) * x[0, 0], CHANNELS, 1, [[0, 0], [1, 1], [2, 2], [0, 0]]
+    ),
+    "pooled_to_one": lambda x: tf.nn.avg_pool2d(tf.ones([2, 7, 7, 10]) * x[0, 0], 7, 1, "VALID"),
     "max_pool": lambda x: tf.squeeze(tf.nn.max_pool2d(image(x), 1, 1, "VALID"), [1, 2]),
     "batch_norm": lambda x: tf.compat.v1.nn.fused_batch_norm(
         image(x), *[tf.ones([10])] * 2, *[tf.ones([10])] * 2, is_training=False
