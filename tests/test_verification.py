@@ -25,12 +25,13 @@ from mpru_tf.errors import (
     UnsupportedModelError,
     VerificationError,
 )
+from mpru_tf.load_check import _wrong
 from mpru_tf.manifest import Manifest, read_manifest
 from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.candidates import LOGITS, PROBABILITIES
 from mpru_tf.saved_model.sites import survey
 from mpru_tf.saved_model.splice import unsplice
-from mpru_tf.verification import Verification, _wrong, check_before_publishing
+from mpru_tf.verification import Verification, check_before_publishing
 
 DATA = "variables/variables.data-00000-of-00001"
 
@@ -282,13 +283,30 @@ def test_a_model_with_unknown_ops_is_filtered_but_not_loaded(models: ModelStore,
     assert "VendorRelu" in verification.checks[-1].detail
 
 
-def test_a_model_that_takes_serialized_examples_is_loaded_but_not_asked(tmp_path: Path) -> None:
+def test_a_model_that_takes_serialized_examples_is_asked_with_examples(tmp_path: Path) -> None:
     module = saved_models._Module(1)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
     def answer(examples: tf.Tensor) -> dict[str, tf.Tensor]:
         spec = {"x": tf.io.FixedLenFeature([saved_models.FEATURES], tf.float32)}
         return {"p": tf.nn.softmax(module.scores(tf.io.parse_example(examples, spec)["x"]))}
+
+    module.answer = answer
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures=answer)
+    result = mpru_tf.forget(tmp_path, [1])
+    assert result.load_check["status"] == "passed"
+    verification = mpru_tf.verify(result.path)
+    assert verification.passed
+    assert found(verification)["answers of serving_default:p"]
+
+
+def test_a_model_for_which_no_request_can_be_made_up_is_loaded_but_not_asked(tmp_path: Path) -> None:
+    module = saved_models._Module(1)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="tensors")])
+    def answer(tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+        x = tf.map_fn(lambda one: tf.io.parse_tensor(one, tf.float32), tensors, fn_output_signature=tf.float32)
+        return {"p": tf.nn.softmax(module.scores(tf.ensure_shape(x, [None, saved_models.FEATURES])))}
 
     module.answer = answer
     tf.saved_model.save(module, str(tmp_path / "1"), signatures=answer)
@@ -387,7 +405,7 @@ def test_probabilities_that_a_matrix_makes_are_not_taken_for_logits(tmp_path: Pa
 )
 def test_what_is_wrong_with_an_answer(kind: str, row: list[float], wrong: str) -> None:
     good = {PROBABILITIES: [1.0, 0.0, 0.0], LOGITS: [0.0, -1e30, 0.0]}.get(kind, [np.log(0.5), -1e30, np.log(0.5)])
-    said = _wrong(np.array([good, row, good], np.float32), kind, (1,))
+    said = _wrong(np.array([good, row, good], np.float32), kind, (1,), 3)
     assert wrong in said
     assert bool(said) == bool(wrong)
-    assert _wrong(np.zeros((0, 3)), kind, (1,)) == ""
+    assert _wrong(np.zeros((0, 3)), kind, (1,), 3) == ""
