@@ -7,24 +7,59 @@ import difflib
 import json
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from mpru_tf.errors import ForgetListError, LabelsError, explain
+from mpru_tf.saved_model.label_sources import FILE, LARGEST_FILE, LabelSource, find_label_sources
+
+if TYPE_CHECKING:
+    from mpru_tf.saved_model.graph import Graph
 
 LABELS_FILE = Path("assets.extra") / "labels.txt"
 """Where the labels of a servable version lie, relative to its version directory. TensorFlow Serving ignores it."""
 
 _FORMS = 'a .txt file with one label per line, or JSON: a list of labels or an object {"0": "cat", ...}'
+_COLUMNS = "one column of labels, or two columns of which one counts the classes from 0"
+
+_FILE_NAMES = frozenset(
+    f"{name}{suffix}"
+    for name in ("labels", "label", "classes", "class_names", "class_labels", "labelmap", "label_map", "label_names")
+    for suffix in (".txt", ".json", ".csv", ".tsv", "")
+)
+# Teachable Machine puts labels.txt beside the folder of the SavedModel.
+_NAMES_BESIDE = ("labels.txt", "labels.json", "classes.txt", "class_names.txt", "class_names.json")
+_MOST_FILES = 1000  # assets looked at; a directory with more holds anything but one label file
+
+
+@dataclass(frozen=True)
+class FoundLabels:
+    """What looking for labels with a model showed.
+
+    Attributes:
+        labels: one per class in the order of the class indices; None where sources contradict each other.
+        where: where they were found, in words; else which sources contradict each other.
+    """
+
+    labels: tuple[str, ...] | None
+    where: str
 
 
 def read_labels(path: str | Path) -> list[str]:
     """Return the labels in a file, in the order of the class indices.
 
-    Args:
-        path: a text file with one label per line (UTF-8; empty lines at its end do not count), or a ``.json`` file
-            with a list of labels or an object from class index to label.
+    ============= =================================================================================================
+    file          holds
+    ============= =================================================================================================
+    text          one label per line, UTF-8; empty lines at its end do not count. Where every line begins with its
+                  own number from 0 and a blank (``0 cat``, as Teachable Machine writes it), that number is no part
+                  of the label
+    .csv, .tsv    one column of labels, or two of which one counts the classes from 0 in any order; a line above
+                  that does not count is taken for a heading
+    .json         a list of labels, or an object from class index to label
+    ============= =================================================================================================
 
     Returns:
         One label per class. Labels may repeat (ImageNet has two classes "crane"); such a class has to be named by
@@ -44,7 +79,8 @@ def read_labels(path: str | Path) -> list[str]:
         raise LabelsError(
             explain("The labels are not UTF-8 text.", received=f"{path} ({error.reason} at byte {error.start})")
         ) from error
-    labels = _from_json(text, path) if path.suffix.lower() == ".json" else _from_lines(text, path)
+    read = {".json": _from_json, ".csv": _from_columns, ".tsv": _from_columns}.get(path.suffix.lower(), _from_lines)
+    labels = read(text, path)
     if not labels:
         raise LabelsError(explain("There are no labels in the file.", received=path, valid=_FORMS))
     return labels
@@ -54,6 +90,44 @@ def find_labels(version_dir: str | Path) -> list[str] | None:
     """Return the labels that lie with a servable version (``assets.extra/labels.txt``), or None if there are none."""
     path = Path(version_dir) / LABELS_FILE
     return read_labels(path) if path.is_file() else None
+
+
+def labels_of_model(directory: Path, graphs: Sequence[Graph], classes: int) -> FoundLabels | None:
+    """Find the labels of a model: in ``assets.extra/labels.txt``, else in its graph, else in files with it.
+
+    The explicit file wins, however many labels it has: a wrong one is to be told, not passed over. Of the others the
+    strongest kind of source is believed (see :mod:`mpru_tf.saved_model.label_sources`), and only where all sources of
+    that kind say the same.
+
+    Args:
+        directory: the version directory.
+        graphs: its MetaGraphs.
+        classes: number n of classes.
+
+    Returns:
+        The labels, or the contradiction that kept them from being taken; None if nothing names the classes.
+
+    Raises:
+        LabelsError: ``assets.extra/labels.txt`` is there, but cannot be read as labels.
+        CorruptModelError: a graph is damaged.
+    """
+    explicit = find_labels(directory)
+    if explicit is not None:
+        return FoundLabels(tuple(explicit), LABELS_FILE.as_posix())
+    sources = [*find_label_sources(graphs, directory, classes), *_files_of(directory, classes)]
+    strongest = max((source.strength for source in sources), default=0)
+    believed = [source for source in sources if source.strength == strongest]
+    if not believed:
+        return None
+    first = believed[0]
+    other = next((source for source in believed if source.labels != first.labels), None)
+    if other is not None:
+        index = next(i for i, (one, two) in enumerate(zip(first.labels, other.labels, strict=True)) if one != two)
+        contradiction = (
+            f"{first.where} calls class {index} {first.labels[index]!r}, {other.where} calls it {other.labels[index]!r}"
+        )
+        return FoundLabels(None, contradiction)
+    return FoundLabels(first.labels, first.where)
 
 
 def write_labels(version_dir: str | Path, labels: Sequence[str]) -> Path:
@@ -73,7 +147,13 @@ def write_labels(version_dir: str | Path, labels: Sequence[str]) -> Path:
     return path
 
 
-def parse_classes(specs: Sequence[str | SupportsIndex], labels: Sequence[str] | None, classes: int) -> tuple[int, ...]:
+def parse_classes(
+    specs: Sequence[str | SupportsIndex],
+    labels: Sequence[str] | None,
+    classes: int,
+    *,
+    contradiction: str | None = None,
+) -> tuple[int, ...]:
     """Return the class indices that ``specs`` name, sorted.
 
     ============== =====================================================================================
@@ -92,6 +172,7 @@ def parse_classes(specs: Sequence[str | SupportsIndex], labels: Sequence[str] | 
         specs: what a person named; at least one class.
         labels: one label per class, or None if the model has none.
         classes: number n of classes, so that indices are 0 to n - 1.
+        contradiction: why labels that were found were not taken, for the message about a class named by its label.
 
     Raises:
         ForgetListError: nothing is named, a class is unknown, ambiguous or named twice. All such problems are told
@@ -111,7 +192,7 @@ def parse_classes(specs: Sequence[str | SupportsIndex], labels: Sequence[str] | 
     found: dict[int, str] = {}
     problems: list[str] = []
     for part in (part for spec in wanted for part in _split(spec, names)):
-        index, problem = _resolve(part, names, classes)
+        index, problem = _resolve(part, names, classes, contradiction)
         if index is None:
             problems.append(problem)
         elif index in found:
@@ -129,10 +210,32 @@ def parse_classes(specs: Sequence[str | SupportsIndex], labels: Sequence[str] | 
     return tuple(sorted(found))
 
 
+def _files_of(directory: Path, classes: int) -> Iterator[LabelSource]:
+    """Files called like labels, with as many as there are classes: among the assets, beside the model, one level up."""
+    paths = [directory.parent / name for name in _NAMES_BESIDE] + [directory / name for name in _NAMES_BESIDE]
+    for folder in ("assets", "assets.extra"):
+        listed = sorted((directory / folder).glob("*"))[:_MOST_FILES]
+        paths.extend(path for path in listed if path.name.lower() in _FILE_NAMES or path.suffix.lower() == ".labels")
+    for path in paths:
+        try:
+            labels = read_labels(path) if path.is_file() and path.stat().st_size <= LARGEST_FILE else []
+        except (LabelsError, OSError):  # what only looks like labels is no reason to refuse the model
+            continue
+        if len(labels) == classes:
+            inside = path.is_relative_to(directory)
+            where = (
+                path.relative_to(directory).as_posix() if inside else f"{path.name} in the directory above the model"
+            )
+            yield LabelSource(tuple(labels), where, FILE)
+
+
 def _from_lines(text: str, path: Path) -> list[str]:
     lines = [line.strip() for line in text.split("\n")]
     while lines and not lines[-1]:
         lines.pop()
+    numbered = [line.split(maxsplit=1) for line in lines]
+    if len(lines) > 1 and all(len(parts) == 2 and parts[0] == str(index) for index, parts in enumerate(numbered)):
+        return [label for _, label in numbered]
     for number, line in enumerate(lines, start=1):
         if not line:
             raise LabelsError(
@@ -143,6 +246,30 @@ def _from_lines(text: str, path: Path) -> list[str]:
                 )
             )
     return lines
+
+
+def _from_columns(text: str, path: Path) -> list[str]:
+    """Labels of a CSV or TSV file."""
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
+    except csv.Error as error:
+        raise LabelsError(
+            explain("The labels are not valid CSV.", received=f"{path} ({error})", valid=_COLUMNS)
+        ) from error
+    while rows and not any(rows[-1]):
+        rows.pop()
+    if all(len(row) == 1 for row in rows):
+        return _from_lines("\n".join(row[0] for row in rows), path)
+    for column in (0, 1) if all(len(row) == 2 for row in rows) else ():
+        body = rows if rows[0][column].isdigit() else rows[1:]
+        counted = {row[column]: row[1 - column] for row in body}
+        indices = [str(index) for index in range(len(body))]
+        if counted.keys() == set(indices) and all(counted.values()) and set(counted.values()) != set(indices):
+            return [counted[index] for index in indices]
+    raise LabelsError(
+        explain("The columns of the labels cannot be told apart.", received=path, valid=f"{_COLUMNS}; or {_FORMS}")
+    )
 
 
 def _from_json(text: str, path: Path) -> list[str]:
@@ -193,7 +320,7 @@ def _split(spec: str | SupportsIndex, names: Sequence[str]) -> list[str | int]:
     return [part.strip() for row in rows for part in row]
 
 
-def _resolve(part: str | int, names: Sequence[str], classes: int) -> tuple[int | None, str]:
+def _resolve(part: str | int, names: Sequence[str], classes: int, contradiction: str | None) -> tuple[int | None, str]:
     """Return the class that one name means, or None and the sentences that say why it means none."""
     as_index = part if isinstance(part, int) else _index_in(part)
     as_label: list[int] = []
@@ -215,7 +342,7 @@ def _resolve(part: str | int, names: Sequence[str], classes: int) -> tuple[int |
             f"or class {_listed(as_label)} by its label.",
             hint=f"Write index:{as_index} or label:{part}.",
         )
-    return None, _unknown(part, as_index, names, classes)
+    return None, _unknown(part, as_index, names, classes, contradiction)
 
 
 def _index_in(part: str) -> int | None:
@@ -223,14 +350,18 @@ def _index_in(part: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def _unknown(part: str | int, as_index: int | None, names: Sequence[str], classes: int) -> str:
+def _unknown(
+    part: str | int, as_index: int | None, names: Sequence[str], classes: int, contradiction: str | None
+) -> str:
     if as_index is not None:
         return explain("There is no such class.", received=part, valid=_valid(names, classes))
     if not part:
         return explain("A class to forget is empty.", received="''", valid=_valid(names, classes))
     if not names:
         return explain(
-            "A class is named by a label, but the model has no labels.",
+            "A class is named by a label, but the model has no labels."
+            if contradiction is None
+            else f"A class is named by a label, but labels found with the model disagree: {contradiction}.",
             received=repr(part),
             valid=_valid(names, classes),
             hint=f"Give labels (--labels FILE), or put them into the version directory as {LABELS_FILE.as_posix()}.",
@@ -238,11 +369,14 @@ def _unknown(part: str | int, as_index: int | None, names: Sequence[str], classe
     folded = {name.casefold(): name for name in reversed(names)}
     asked = str(part).removeprefix("label:").strip().casefold()
     close = [folded[match] for match in difflib.get_close_matches(asked, folded, n=3, cutoff=0.6)]
+    hints = [f"Closest: {', '.join(map(repr, close))}."] if close else []
+    if any(re.fullmatch(r"forgotten_[0-9]+_*", name) for name in names):
+        hints.append("Classes called forgotten_... lost their labels to --redact-labels; name one by its index.")
     return explain(
         "There is no class with this label.",
         received=repr(part),
         valid=_valid(names, classes),
-        hint=f"Closest: {', '.join(map(repr, close))}." if close else None,
+        hint=" ".join(hints) or None,
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpru_tf.errors import ForgetListError, LabelsError
-from mpru_tf.labels import find_labels, parse_classes, read_labels, write_labels
+from mpru_tf.labels import FoundLabels, find_labels, labels_of_model, parse_classes, read_labels, write_labels
 
 ANIMALS = ["cat", "dog", "crane, bird", "horse", "crane"]
 
@@ -39,6 +39,39 @@ class TestRead:
     @pytest.mark.parametrize("value", [["cat", "dog"], {"0": "cat", "1": "dog"}, {"1": "dog", "0": "cat"}])
     def test_json(self, tmp_path: Path, value: object) -> None:
         assert read_labels(write(tmp_path / "labels.json", json.dumps(value))) == ["cat", "dog"]
+
+    @pytest.mark.parametrize(
+        ("text", "labels"),
+        [
+            ("0 cat\n1 crane, bird\n2 two words\n", ["cat", "crane, bird", "two words"]),
+            ("0\tcat\n1\tdog\n", ["cat", "dog"]),
+            ("0 cat\n2 dog\n", ["0 cat", "2 dog"]),
+            ("0\n1\n", ["0", "1"]),
+            ("0 cat\n", ["0 cat"]),
+        ],
+    )
+    def test_numbered_lines(self, tmp_path: Path, text: str, labels: list[str]) -> None:
+        assert read_labels(write(tmp_path / "labels.txt", text)) == labels
+
+    @pytest.mark.parametrize(
+        ("name", "text", "labels"),
+        [
+            ("labels.csv", 'index,label\n1,"crane, bird"\n0,cat\n', ["cat", "crane, bird"]),
+            ("labels.csv", "cat,0\ndog,1\n\n", ["cat", "dog"]),
+            ("labels.csv", 'cat\n"crane, bird"\n', ["cat", "crane, bird"]),
+            ("labels.tsv", "0\tcat\n1\tdog\n", ["cat", "dog"]),
+        ],
+    )
+    def test_columns(self, tmp_path: Path, name: str, text: str, labels: list[str]) -> None:
+        assert read_labels(write(tmp_path / name, text)) == labels
+
+    @pytest.mark.parametrize(
+        "text",
+        ["cat,dog\nant,bee\n", "1,cat\n2,dog\n", "0,1\n1,0\n", "0,cat,x\n1,dog,y\n", "0,cat\n1,\n", "0,a\n0,b\n"],
+    )
+    def test_columns_that_could_mean_anything(self, tmp_path: Path, text: str) -> None:
+        with pytest.raises(LabelsError, match=r"columns.*labels\.csv"):
+            read_labels(write(tmp_path / "labels.csv", text))
 
     def test_line_numbers_stay_class_indices(self, tmp_path: Path) -> None:
         with pytest.raises(LabelsError, match="line 2"):
@@ -79,6 +112,63 @@ class TestFind:
             write_labels(tmp_path, ["cat", label])
 
 
+class TestOfModel:
+    """The files; what the graph says is tested with it, in saved_model/test_label_sources.py."""
+
+    def found(self, version: Path, classes: int = 3) -> FoundLabels | None:
+        return labels_of_model(version, [], classes)
+
+    def version(self, tmp_path: Path) -> Path:
+        path = tmp_path / "model" / "1"
+        (path / "assets").mkdir(parents=True)
+        return path
+
+    def test_nothing(self, tmp_path: Path) -> None:
+        assert self.found(self.version(tmp_path)) is None
+
+    @pytest.mark.parametrize(
+        "name",
+        ["assets/labels.txt", "assets/Class_Names.txt", "assets.extra/imagenet.labels", "labels.txt", "../labels.txt"],
+    )
+    def test_places(self, tmp_path: Path, name: str) -> None:
+        version = self.version(tmp_path)
+        (version / name).parent.mkdir(exist_ok=True)
+        write(version / name, "0 cat\n1 dog\n2 eel\n")
+        found = self.found(version)
+        assert found is not None
+        assert found.labels == ("cat", "dog", "eel")
+        assert Path(name).name in found.where
+        assert self.found(version, 4) is None
+
+    @pytest.mark.parametrize("name", ["assets/vocab.txt", "assets/tokens.csv", "../names.txt", "../../labels.txt"])
+    def test_other_files_of_three_lines(self, tmp_path: Path, name: str) -> None:
+        version = self.version(tmp_path)
+        write(version / name, "cat\ndog\neel\n")
+        assert self.found(version) is None
+
+    def test_the_explicit_file_wins_whatever_it_holds(self, tmp_path: Path) -> None:
+        version = self.version(tmp_path)
+        write(version / "labels.txt", "cat\ndog\neel\n")
+        write_labels(version, ["one", "two"])
+        assert self.found(version) == FoundLabels(("one", "two"), "assets.extra/labels.txt")
+
+    def test_contradiction(self, tmp_path: Path) -> None:
+        version = self.version(tmp_path)
+        write(version / "labels.txt", "cat\ndog\neel\n")
+        write(version / "assets" / "classes.txt", "cat\neel\ndog\n")
+        found = self.found(version)
+        assert found is not None
+        assert found.labels is None
+        assert "labels.txt calls class 1 'dog', assets/classes.txt calls it 'eel'" in found.where
+
+    def test_files_that_only_look_like_labels(self, tmp_path: Path) -> None:
+        version = self.version(tmp_path)
+        (version / "assets" / "labels.txt").write_bytes(b"\xff\xfe\x00")
+        (version / "assets" / "classes.txt").mkdir()
+        write(version / "assets" / "labels.json", "{")
+        assert self.found(version) is None
+
+
 class TestParse:
     @pytest.mark.parametrize(
         ("specs", "expected"),
@@ -105,6 +195,8 @@ class TestParse:
         assert parse_classes(["2,0"], None, 3) == (0, 2)
         with pytest.raises(ForgetListError, match="the model has no labels"):
             parse_classes(["cat"], None, 3)
+        with pytest.raises(ForgetListError, match="disagree: one says a, one b.*--labels FILE"):
+            parse_classes(["cat"], None, 3, contradiction="one says a, one b")
 
     @pytest.mark.parametrize("spec", ["10", 10, -1, "-1", "index:10", "+10"])
     def test_no_such_index(self, spec: str | int) -> None:
@@ -116,6 +208,11 @@ class TestParse:
             parse_classes(["hrose"], ANIMALS, 5)
         with pytest.raises(ForgetListError, match="Closest: 'cat'"):
             parse_classes(["Cat"], ANIMALS, 5)
+
+    def test_redacted_labels_are_told(self) -> None:
+        with pytest.raises(ForgetListError, match=r"'dog'.*--redact-labels; name one by its index"):
+            parse_classes(["dog"], ["cat", "forgotten_1", "eel"], 3)
+        assert parse_classes(["forgotten_1"], ["cat", "forgotten_1", "eel"], 3) == (1,)
 
     def test_all_problems_at_once(self) -> None:
         with pytest.raises(ForgetListError) as caught:
