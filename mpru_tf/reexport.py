@@ -16,6 +16,7 @@ from mpru_tf.class_means import ClassMeans
 from mpru_tf.errors import (
     AmbiguousSiteError,
     ForgetListError,
+    LabelsError,
     ManifestError,
     PublishError,
     UnsupportedModelError,
@@ -23,8 +24,9 @@ from mpru_tf.errors import (
 )
 from mpru_tf.filters import DEFAULT_METHOD, DEFAULT_TEMPERATURE, MASK, METHODS, check_method, make_filter
 from mpru_tf.inspection import unfiltered_graphs
-from mpru_tf.labels import find_labels, parse_classes, read_labels
+from mpru_tf.labels import FoundLabels, labels_of_model, parse_classes, read_labels
 from mpru_tf.manifest import MANIFEST, Manifest, read_manifest
+from mpru_tf.redaction import Redaction
 from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.graph import is_for_clients
 from mpru_tf.saved_model.leaks import LeakGate, refuse, score_family
@@ -32,6 +34,7 @@ from mpru_tf.saved_model.prune import drop_output, prune
 from mpru_tf.saved_model.sites import Choice, survey
 from mpru_tf.saved_model.splice import splice, unused_prefixes
 from mpru_tf.versions import VersionDirectory, find_version, link_tree, list_versions, publish, staged
+from mpru_tf.worker import prepare
 
 if TYPE_CHECKING:
     from mpru_tf.filters import FilterSpec
@@ -117,6 +120,7 @@ class _Plan:
     dropped_outputs: tuple[str, ...]
     allowed_outputs: tuple[str, ...]
     preconditions: dict[str, Any] | None
+    redaction: Redaction | None
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,7 @@ def forget(
     allow_outputs: Sequence[str] = (),
     drop_outputs: Sequence[str] = (),
     force: bool = False,
+    redact_labels: bool = False,
     copy: bool = False,
     load_check: bool = True,
     dry_run: bool = False,
@@ -165,7 +170,7 @@ def forget(
             Default: that of the version's present filter, or 'tempered'.
         class_means: a :class:`ClassMeans`, or the path of one saved as JSON; required by 'mean' and 'gram_schmidt'.
         temperature: of 'tempered', in [1, 1000]. Default: that of the version's present filter, or 1.5.
-        labels: one per class, or the path of a file with them. Default: those found with the model.
+        labels: one per class, or the path of a file with them. Default: those found with or in the model.
         into: base path for the new version. Default: that of ``model``.
         outputs: SIG:KEY of outputs that are computed from the class scores, to tell several class vectors apart.
         sites: names of the tensors that hold the class scores, as :func:`inspect` shows them, likewise.
@@ -176,6 +181,8 @@ def forget(
         allow_outputs: SIG:KEY of outputs to keep although they are computed before the class scores (embeddings).
         drop_outputs: SIG:KEY of outputs to remove from their signatures.
         force: go on when the class means do not meet the preconditions.
+        redact_labels: remove the labels of the forgotten classes too, from constants, tables, assets and the manifest;
+            refused where that cannot be done. A version made from a redacted one is redacted as well.
         copy: copy the weights instead of sharing their bytes with the source version.
         load_check: load the new version in a Session before it is published, ask it, and compare with the reference.
         dry_run: do everything but write.
@@ -186,16 +193,19 @@ def forget(
     Raises:
         ModelError: the model cannot be found, read or filtered.
         ForgetListError, LabelsError: about ``classes`` or ``labels``; also if the newest version in the target base
-            path forgets a class that the new one would answer again.
+            path forgets a class that the new one would answer again, or if a label cannot be removed.
         ClassMeansError: about ``class_means``; :class:`PreconditionError` if they are not trustworthy.
         LeakError: an output would still answer a forgotten class.
         ManifestError: the version was filtered before, but what its manifest says does not hold.
-        VerificationError: the new version does not answer as it must; it is not published.
+        VerificationError: the new version does not answer as it must, or crashes or hangs when it is loaded or asked;
+            it is not published.
         PublishError: it could not be written.
 
     Source: MPRU, arXiv 2510.26230 (an output filter: projection, then redistribution); the splice is ours.
     """
     found = find_version(model)
+    if load_check and not dry_run:
+        prepare()  # imports TensorFlow in a process of its own, while this one reads and plans
     import mpru_tf.layer  # noqa: F401  imports TensorFlow, which `seconds` is not to count
 
     started = time.perf_counter()
@@ -212,6 +222,7 @@ def forget(
         allow_outputs=allow_outputs,
         drop_outputs=drop_outputs,
         force=force,
+        redact_labels=redact_labels,
     )
     seconds = time.perf_counter() - started
     if isinstance(plan, _NothingNew):
@@ -236,19 +247,23 @@ def _plan(
     allow_outputs: Sequence[str],
     drop_outputs: Sequence[str],
     force: bool,
+    redact_labels: bool,
 ) -> _Plan | _NothingNew:
     """Read, plan, splice, gate and prune, all in memory."""
     base = _base_path(found, into)
     bundle = bundles.read(found.path)
     earlier = _earlier(bundle, found)
-    names = _labels(labels, found)
     unfiltered_graphs(bundle, earlier)
     dropped = _drop(bundle, drop_outputs)
     graphs = bundle.graphs()
     choice = choice.or_that_of(earlier.choice if earlier is not None else None)
     site = survey(graphs, choice).the_site()
     _check_same_scores(earlier, graphs, site)
-    wanted = parse_classes(classes, names, site.classes)
+    in_model = labels_of_model(found.path, graphs, site.classes)
+    names = _labels(labels, in_model)
+    contradiction = in_model.where if in_model is not None and in_model.labels is None else None
+    wanted = parse_classes(classes, names, site.classes, contradiction=contradiction)
+    redacted_before = earlier is not None and earlier.redacted
     before = earlier.forgotten if earlier is not None else ()
     same_filter = (
         earlier is not None
@@ -256,7 +271,14 @@ def _plan(
         and temperature in (None, earlier.temperature)
         and class_means is None
     )
-    if earlier is not None and same_filter and set(wanted) <= set(before) and not dropped and base == found.base:
+    if (
+        earlier is not None
+        and same_filter
+        and set(wanted) <= set(before)
+        and not dropped
+        and base == found.base
+        and not (redact_labels and not redacted_before)
+    ):
         return _NothingNew(found, earlier, site)
     method = _method(method, site, earlier)
     if temperature is None:
@@ -268,6 +290,12 @@ def _plan(
     allowed = (*allow_outputs, *(earlier.allowed_outputs if earlier is not None else ()))
     _check_outputs_exist(bundle, allow_outputs, "--allow-output")
     splices, endpoints = _edit(bundle, graphs, site, spec, allowed)
+    known = _labels_of(spec.forgotten, names, earlier)
+    redaction = None
+    if redact_labels or redacted_before:
+        redaction = _redaction(spec.forgotten, known, names, in_model)
+        redaction.edit_graphs(bundle.proto)
+        redaction.check_graphs(bundle.proto)
     return _Plan(
         found=found,
         base=base,
@@ -277,7 +305,8 @@ def _plan(
         choice=choice,
         site=site,
         spec=spec,
-        labels=_labels_of(spec.forgotten, names, earlier),
+        labels=known,
+        redaction=redaction,
         splices=splices,
         dropped_endpoints=(*(earlier.dropped_endpoints if earlier is not None else ()), *endpoints),
         dropped_outputs=(*(earlier.dropped_outputs if earlier is not None else ()), *dropped),
@@ -397,9 +426,9 @@ def _check_nothing_comes_back(base: Path, spec: FilterSpec) -> None:
         )
 
 
-def _labels(labels: Sequence[str] | str | os.PathLike[str] | None, found: VersionDirectory) -> list[str] | None:
+def _labels(labels: Sequence[str] | str | os.PathLike[str] | None, in_model: FoundLabels | None) -> list[str] | None:
     if labels is None:
-        return find_labels(found.path)
+        return list(in_model.labels) if in_model is not None and in_model.labels is not None else None
     return read_labels(os.fspath(labels)) if isinstance(labels, str | os.PathLike) else list(labels)
 
 
@@ -410,6 +439,31 @@ def _labels_of(
     known = dict(zip(earlier.forgotten, earlier.labels, strict=False)) if earlier is not None and earlier.labels else {}
     known.update(enumerate(names or ()))
     return tuple(known[index] for index in forgotten) if known.keys() >= set(forgotten) else None
+
+
+def _redaction(
+    forgotten: Sequence[int],
+    known: Sequence[str] | None,
+    names: Sequence[str] | None,
+    in_model: FoundLabels | None,
+) -> Redaction:
+    """What to remove: what the forgotten classes are called in the labels given and in those found in the model."""
+    if known is None:
+        raise LabelsError(
+            explain(
+                "The labels of the forgotten classes are not known, so they cannot be removed.",
+                received="no labels with the model" if in_model is None else in_model.where,
+                valid="one label per class",
+                hint="Give them with --labels FILE.",
+            )
+        )
+    sources = [source for source in (names, in_model.labels if in_model is not None else None) if source]
+    labels = {
+        index: tuple(dict.fromkeys((label, *(source[index] for source in sources if index < len(source)))))
+        for index, label in zip(forgotten, known, strict=True)
+    }
+    retained = [label for source in sources for index, label in enumerate(source) if index not in labels]
+    return Redaction(labels, retained)
 
 
 def _preconditions(means: ClassMeans | None, spec: FilterSpec, force: bool) -> dict[str, Any] | None:
@@ -498,14 +552,18 @@ def _nothing_new(plan: _NothingNew, seconds: float) -> ForgetResult:
 def _write(plan: _Plan, copy: bool, load_check: bool, seconds: float) -> ForgetResult:
     started = time.perf_counter()
     source = plan.found.path
-    left_out = {bundles.SAVED_MODEL_PB, bundles.KERAS_METADATA_PB, bundles.FINGERPRINT_PB, MANIFEST}
+    left_out = {*bundles.SAVED_MODEL_FORMS, bundles.KERAS_METADATA_PB, bundles.FINGERPRINT_PB, MANIFEST}
     with staged(plan.base) as staging:
         files = link_tree(source, staging, without=left_out, copy=copy)
         (staging / bundles.SAVED_MODEL_PB).write_bytes(plan.data)
+        if plan.redaction is not None:
+            plan.redaction.rewrite_files(staging)
         if (source / bundles.FINGERPRINT_PB).is_file():
             (staging / bundles.FINGERPRINT_PB).write_bytes(_fingerprint(staging))
         checked, seconds_load_check = _checked(staging, plan, load_check)
         _manifest(plan, staging, checked).write(staging)
+        if plan.redaction is not None:
+            plan.redaction.check(staging)
         version = publish(staging, plan.base)
     own = seconds + time.perf_counter() - started - seconds_load_check
     return _result(version, plan, checked, files, own, seconds_load_check, False)
@@ -534,30 +592,24 @@ def _manifest(plan: _Plan, staging: Path, checked: dict[str, Any]) -> Manifest:
     from mpru_tf import __version__
 
     index_sha256 = bundles.index_digest(staging)
-    history: tuple[dict[str, Any], ...] = ()
     earlier = plan.earlier
-    if earlier is not None:
-        step = {
-            "created": earlier.created,
-            "forgotten": list(earlier.forgotten),
-            "method": earlier.method,
-            "saved_model_sha256": earlier.saved_model_sha256,
-        }
-        history = (*earlier.history, step)
+    history = (*earlier.history, earlier.step()) if earlier is not None else ()
+    redact = plan.redaction.values if plan.redaction is not None else copying.deepcopy
     return Manifest(
         tool_version=__version__,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         source={
-            "path": str(plan.found.path),
+            "path": redact(str(plan.found.path)),
             "version": plan.found.version,
             "saved_model_sha256": plan.source_sha256,
             "variables_index_sha256": index_sha256,
+            "same_base_path": plan.base == plan.found.base,
         },
         saved_model_sha256=hashlib.sha256(plan.data).hexdigest(),
         variables_index_sha256=index_sha256,
         classes=plan.spec.classes,
         forgotten=plan.spec.forgotten,
-        labels=plan.labels,
+        labels=_manifest_labels(plan),
         method=plan.spec.method,
         temperature=plan.spec.temperature,
         choice=plan.choice,
@@ -568,9 +620,28 @@ def _manifest(plan: _Plan, staging: Path, checked: dict[str, Any]) -> Manifest:
         allowed_outputs=tuple(dict.fromkeys(plan.allowed_outputs)),
         dropped_endpoints=plan.dropped_endpoints,
         leak_gate="passed",
-        load_check=copying.deepcopy(checked),
-        history=history,
+        load_check=redact(checked),
+        history=tuple(_redacted(step, plan.redaction) for step in history),
+        redacted=plan.redaction is not None,
     )
+
+
+def _redacted(step: dict[str, Any], redaction: Redaction | None) -> dict[str, Any]:
+    """A step of the history without the labels and the path in which a forgotten label may stand."""
+    if redaction is None:
+        return step
+    changed: dict[str, Any] = {}
+    if step.get("labels") is not None:
+        changed["labels"] = [redaction.placeholder(index) for index in step["forgotten"]]
+    if "source" in step:
+        changed["source"] = {**step["source"], "path": redaction.text(step["source"]["path"])}
+    return {**step, **changed}
+
+
+def _manifest_labels(plan: _Plan) -> tuple[str, ...] | None:
+    if plan.redaction is None:
+        return plan.labels
+    return tuple(plan.redaction.placeholder(index) for index in plan.spec.forgotten)
 
 
 def _result(
