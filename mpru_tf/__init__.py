@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mpru_tf.filters import FilterSpec, make_filter
     from mpru_tf.inspection import Inspection, inspect
     from mpru_tf.layer import MPRULayer
+    from mpru_tf.lineage import History, history
     from mpru_tf.reexport import ForgetResult, forget
     from mpru_tf.serving.server import ModelServer
     from mpru_tf.verification import Verification, verify
@@ -47,9 +48,11 @@ __all__ = [
     "forget",
     "inspect",
     "verify",
+    "history",
     "ForgetResult",
     "Inspection",
     "Verification",
+    "History",
     # the filter, for people who still hold the Keras model
     "MPRULayer",
     "FilterSpec",
@@ -92,6 +95,8 @@ _HOMES = {
     "forget": "mpru_tf.reexport",
     "Inspection": "mpru_tf.inspection",
     "inspect": "mpru_tf.inspection",
+    "History": "mpru_tf.lineage",
+    "history": "mpru_tf.lineage",
     "ModelServer": "mpru_tf.serving.server",
     "Verification": "mpru_tf.verification",
     "verify": "mpru_tf.verification",

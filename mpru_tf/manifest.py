@@ -37,6 +37,7 @@ class Manifest:
         classes: number n of classes.
         forgotten: indices of all forgotten classes, ascending, earlier ones included.
         labels: labels of the forgotten classes in the same order, or None when they are not known.
+        redacted: whether labels of forgotten classes were removed from all files; :attr:`labels` holds placeholders.
         method: the filter's method.
         temperature: of method 'tempered', else None.
         choice: what its owner said about the class scores, where the graph leaves it open.
@@ -71,6 +72,7 @@ class Manifest:
     leak_gate: str
     load_check: dict[str, Any]
     history: tuple[dict[str, Any], ...] = field(default=())
+    redacted: bool = False
 
     def to_json(self) -> str:
         """The manifest as it is written to disk."""
