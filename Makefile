@@ -16,7 +16,7 @@ FIND_PYTHON = for candidate in $(if $(PYTHON),"$(PYTHON)",python3.12 python3.11 
 		>/dev/null 2>&1; then echo "$$candidate"; break; fi; done
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format bench wheel clean
+.PHONY: help quickstart test fuzz lint format bench zoo wheel clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -27,6 +27,9 @@ quickstart: $(VENV)/.installed-report ## train, serve, forget a class while clie
 
 test: $(VENV)/.installed-test ## run the tests (TESTS=tests/test_labels.py for some of them)
 	$(BIN)/python -m pytest $(TESTS)
+
+fuzz: $(VENV)/.installed-test ## try damaged models: N=20000 of them, from seed START=0 on
+	PYTHONPATH=. $(BIN)/python tests/fuzzing.py --count "$(or $(N),1000)" --start "$(or $(START),0)"
 
 lint: $(VENV)/.installed-test ## ruff and mypy
 	$(BIN)/ruff check $(SOURCES)
@@ -41,6 +44,13 @@ bench: $(VENV)/.installed-test ## measure the re-export (and CIFAR10_MODEL=a.ker
 	$(BIN)/python benchmarks/reexport.py
 	$(if $(and $(CIFAR10_MODEL),$(CIFAR10_DATA)),$(BIN)/python benchmarks/cifar10_forget.py --model "$(CIFAR10_MODEL)" \
 	--data "$(CIFAR10_DATA)")
+
+zoo: $(if $(ZOO),$(VENV)/.installed-test) ## forget each class of every model of a directory in turn (ZOO=folder)
+	@if [ -z "$(ZOO)" ]; then \
+		echo "make zoo wants a directory of SavedModels, laid out as NAME/VERSION: make zoo ZOO=path/to/models" >&2; \
+		exit 2; \
+	fi
+	$(BIN)/python benchmarks/zoo.py "$(ZOO)"
 
 wheel: $(VENV)/.installed-test ## build the wheel, and see that what is in it works
 	rm -rf build dist
