@@ -126,7 +126,7 @@ LabelsOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Labels of the classes: one per line, or JSON. Default: assets.extra/labels.txt of the version.",
+        help="Labels of the classes: one per line, CSV, or JSON. Default: those found with or in the model.",
         show_default=False,
     ),
 ]
@@ -277,11 +277,29 @@ def verify(
         _refuse(f"{verification.path} does not do what its manifest says. {'; '.join(failed)}.")
 
 
+@_command("mpru-tf history models/resnet", "mpru-tf history models/resnet/3 --json")
+def history(model: ModelArgument, as_json: JsonOption = False) -> None:
+    """Tell what was forgotten in a model when, and hold each version that is still there against its digests.
+
+    Exit status 1 if a digest does not match or the manifests contradict each other.
+    """
+    from mpru_tf import lineage
+
+    found = mpru_tf.history(model)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        lineage.show(found, output())
+    if not found.verified:
+        _refuse(f"The history of {found.path} does not hold. {'; '.join(found.problems)}.")
+
+
 # --------------------------------------------------------------------------------------------------------- writing
 @_command(
     "mpru-tf forget models/resnet --classes cat",
     "mpru-tf forget models/resnet --classes 3,7 --dry-run",
     "mpru-tf forget models/resnet --classes cat --method gram_schmidt --calibration calibration.npz",
+    "mpru-tf forget models/faces --classes 'Alice Example' --redact-labels",
     "mpru-tf forget models/resnet/1 --classes 3 --into staging/resnet --drop-output serving_default:embedding",
 )
 def forget(
@@ -363,6 +381,14 @@ def forget(
             show_default=False,
         ),
     ] = None,
+    redact_labels: Annotated[
+        bool,
+        typer.Option(
+            "--redact-labels",
+            help="Also remove the forgotten labels themselves from everything in the new version: constants, tables, "
+            "assets, manifest. Refused where that cannot be done.",
+        ),
+    ] = False,
     into: Annotated[
         Path | None,
         typer.Option(
@@ -426,6 +452,7 @@ def forget(
             allow_outputs=allow_output or (),
             drop_outputs=drop_output or (),
             force=force,
+            redact_labels=redact_labels,
             copy=copy,
             load_check=not skip_load_check,
             dry_run=dry_run,
@@ -560,8 +587,6 @@ def _named(indices: Sequence[int], labels: Sequence[str] | None) -> str:
 
 
 def _show_inspection(inspection: Inspection) -> None:
-    from mpru_tf.labels import find_labels
-
     console = output()
     version = "no version number" if inspection.version is None else f"version {inspection.version}"
     tree = Tree(Text.assemble((str(inspection.path), "bold"), f"  {version}"))
@@ -590,8 +615,13 @@ def _show_inspection(inspection: Inspection) -> None:
             )
             for name in entry.outputs:
                 branch.add(Text.assemble("reaches ", (name, "green")))
+    labels = inspection.labels
+    if labels is not None:
+        shown = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
+        tree.add(Text.assemble("labels  ", (shown, "green"), f"  from {inspection.labels_where}"))
+    elif inspection.labels_where is not None:
+        tree.add(Text(f"no labels: {inspection.labels_where}"))
     if inspection.forgotten:
-        labels = find_labels(inspection.path)
         names = None if labels is None else [labels[index] for index in inspection.forgotten]
         forgotten = f"forgotten: {_named(inspection.forgotten, names)}, method {inspection.method}"
         tree.add(Text(forgotten, style="magenta"))

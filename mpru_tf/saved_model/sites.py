@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mpru_tf.errors import AmbiguousSiteError, UnsupportedModelError
+from mpru_tf.errors import AmbiguousSiteError, MPRUError, UnsupportedModelError, explain
 from mpru_tf.saved_model import refusals, shapes
 from mpru_tf.saved_model.candidates import (
     DT_BFLOAT16,
@@ -44,6 +44,9 @@ class Choice:
         scores: 'logits' or 'probabilities', what they hold, where the graph does not tell.
         classes: number n of classes, where the graph does not tell.
         multi_label: each class is judged on its own, by a Sigmoid.
+
+    Raises:
+        MPRUError: ``scores`` is something else, or ``classes`` is below 2.
     """
 
     outputs: tuple[str, ...] = ()
@@ -51,6 +54,18 @@ class Choice:
     scores: str | None = None
     classes: int | None = None
     multi_label: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scores not in (None, LOGITS, PROBABILITIES):
+            raise MPRUError(
+                explain(
+                    "Class scores hold one of two things.",
+                    received=repr(self.scores),
+                    valid=f"{LOGITS}, {PROBABILITIES}",
+                )
+            )
+        if self.classes is not None and self.classes < 2:
+            raise MPRUError(explain("A classifier has classes.", received=self.classes, valid="2 or more"))
 
     def or_that_of(self, recorded: Choice | None) -> Choice:
         """This choice or, if nothing is said in it, the one that a manifest recorded."""
