@@ -266,6 +266,9 @@ def verify(
 
     Exit status 1 if a check fails.
     """
+    from mpru_tf.worker import prepare
+
+    prepare()  # it imports TensorFlow while this process reads
     with _working("verifying"):
         verification = mpru_tf.verify(version_dir, full=full)
     if as_json:
@@ -434,6 +437,10 @@ def forget(
         from mpru_tf.class_means import ClassMeans
 
         given = ClassMeans.from_saved_model(model, calibration, progress=True)
+    if not skip_load_check and not dry_run:
+        from mpru_tf.worker import prepare
+
+        prepare()  # it imports TensorFlow while this process does
     _load_tensorflow()
     with _working("re-exporting"):
         result = mpru_tf.forget(

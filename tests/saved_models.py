@@ -219,6 +219,37 @@ def called_twice(path: Path) -> None:
     )
 
 
+def branches(path: Path) -> None:
+    """A condition with a Softmax in each branch, which returns the logits and the ids as well."""
+    module, other = _Module(27), _Module(28)
+    module.other = other
+
+    def answer(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        def by(chosen: _Module) -> tuple[tf.Tensor, ...]:
+            z = chosen.scores(x)
+            return z, tf.nn.softmax(z), tf.argmax(z, axis=-1)
+
+        logits, p, ids = tf.cond(tf.reduce_sum(x) > 0, lambda: by(module), lambda: by(other))
+        return {"logits": logits, "probabilities": p, "class_ids": ids}
+
+    _save(path, module, {"serving_default": answer})
+
+
+def row_by_row(path: Path) -> None:
+    """A loop over the examples, with the Softmax in its body."""
+    module = _Module(29)
+
+    def answer(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        def of_row(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            z = module.scores(row[tf.newaxis])[0]
+            return tf.nn.softmax(z), tf.argmax(z)
+
+        p, ids = tf.map_fn(of_row, x, fn_output_signature=(tf.float32, tf.int64))
+        return {"probabilities": p, "class_ids": ids}
+
+    _save(path, module, {"serving_default": answer})
+
+
 def tf1_slim(path: Path) -> None:
     """TensorFlow 1 as TF-slim builds it: squeezed convolution, reshapes around the Softmax, logits shown as well."""
     v1 = tf.compat.v1
@@ -322,7 +353,7 @@ FILTERED: dict[str, Callable[[Path], None]] = {
     maker.__name__: maker
     for maker in (
         *(keras3, keras3_logits, keras2, argmax_of_logits, two_functions, hand_normalised, ensemble, half, double),
-        *(fixed_batch, echo, called_twice, tf1_classify, tf1_slim),
+        *(fixed_batch, echo, called_twice, branches, row_by_row, tf1_classify, tf1_slim),
     )
 }
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
