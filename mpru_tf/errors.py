@@ -119,4 +119,5 @@ def explain(problem: str, *, received: object = None, valid: object = None, hint
         parts.append(f"Valid: {valid}.")
     if hint is not None:
         parts.append(hint.rstrip())
-    return " ".join(parts)
+    # What is shown may come from a stranger's file: a name must not break the line or move the cursor.
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in " ".join(parts))

@@ -96,7 +96,7 @@ def inspect(
     found = find_version(model)
     bundle = bundles.read(found.path)
     manifest = read_manifest(found.path)
-    given = Choice(tuple(outputs), tuple(sites), scores, num_classes, multi_label)
+    given = Choice.of(outputs, sites, scores, num_classes, multi_label)
     with bundles.damaged_as_error(found.path):
         graphs = unfiltered_graphs(bundle, manifest)
         survey_of = survey(graphs, given.or_that_of(manifest.choice if manifest is not None else None))

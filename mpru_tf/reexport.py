@@ -1,4 +1,4 @@
-"""The main job, told in order: read, plan, splice, gate, prune, stage, check, publish."""
+"""The main job, told in order: plan (read, splice, gate, prune), stage, check, publish."""
 
 from __future__ import annotations
 
@@ -12,36 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from mpru_tf.class_means import ClassMeans
-from mpru_tf.errors import (
-    AmbiguousSiteError,
-    ForgetListError,
-    LabelsError,
-    ManifestError,
-    PublishError,
-    UnsupportedModelError,
-    explain,
-)
-from mpru_tf.filters import DEFAULT_METHOD, DEFAULT_TEMPERATURE, MASK, METHODS, check_method, make_filter
-from mpru_tf.inspection import unfiltered_graphs
-from mpru_tf.labels import FoundLabels, labels_of_model, parse_classes, read_labels
-from mpru_tf.manifest import MANIFEST, Manifest, read_manifest
-from mpru_tf.redaction import Redaction
+from mpru_tf.manifest import MANIFEST, Manifest
+from mpru_tf.planning import NothingNew, Plan, Wishes, plan
 from mpru_tf.saved_model import bundle as bundles
-from mpru_tf.saved_model.graph import is_for_clients
-from mpru_tf.saved_model.leaks import LeakGate, refuse, score_family
-from mpru_tf.saved_model.prune import drop_output, prune
-from mpru_tf.saved_model.sites import Choice, survey
-from mpru_tf.saved_model.splice import splice, unused_prefixes
-from mpru_tf.versions import VersionDirectory, find_version, link_tree, list_versions, publish, staged
+from mpru_tf.saved_model.sites import Choice
+from mpru_tf.versions import find_version, link_tree, list_versions, publish, staged
 from mpru_tf.worker import prepare
 
 if TYPE_CHECKING:
-    from mpru_tf.filters import FilterSpec
-    from mpru_tf.saved_model.bundle import Bundle
-    from mpru_tf.saved_model.graph import Graph
-    from mpru_tf.saved_model.sites import ScoreSite
-    from mpru_tf.saved_model.splice import Splice
+    from mpru_tf.class_means import ClassMeans
+    from mpru_tf.redaction import Redaction
 
 
 @dataclass(frozen=True)
@@ -97,39 +77,6 @@ class ForgetResult:
             elif isinstance(value, tuple):
                 values[name] = list(value)
         return values
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What was decided, and the edited SavedModel, before anything is written.
-
-    The SavedModel is held as bytes: its parsed form takes ten times as much memory and is of no more use.
-    """
-
-    found: VersionDirectory
-    base: Path
-    earlier: Manifest | None
-    source_sha256: str
-    data: bytes
-    choice: Choice
-    site: ScoreSite
-    spec: FilterSpec
-    labels: tuple[str, ...] | None
-    splices: tuple[Splice, ...]
-    dropped_endpoints: tuple[str, ...]
-    dropped_outputs: tuple[str, ...]
-    allowed_outputs: tuple[str, ...]
-    preconditions: dict[str, Any] | None
-    redaction: Redaction | None
-
-
-@dataclass(frozen=True)
-class _NothingNew:
-    """All classes are forgotten in the version already."""
-
-    found: VersionDirectory
-    earlier: Manifest
-    site: ScoreSite
 
 
 def forget(
@@ -209,323 +156,30 @@ def forget(
     import mpru_tf.layer  # noqa: F401  imports TensorFlow, which `seconds` is not to count
 
     started = time.perf_counter()
-    several = [classes] if isinstance(classes, str | SupportsIndex) else classes
-    plan = _plan(
-        found,
-        several,
+    wishes = Wishes(
+        classes=[classes] if isinstance(classes, str | SupportsIndex) else classes,
         method=method,
         class_means=class_means,
         temperature=temperature,
         labels=labels,
         into=into,
-        choice=Choice(tuple(outputs), tuple(sites), scores, num_classes, multi_label),
-        allow_outputs=allow_outputs,
-        drop_outputs=drop_outputs,
+        choice=Choice.of(outputs, sites, scores, num_classes, multi_label),
+        allow_outputs=tuple(allow_outputs),
+        drop_outputs=tuple(drop_outputs),
         force=force,
         redact_labels=redact_labels,
     )
+    planned = plan(found, wishes)
     seconds = time.perf_counter() - started
-    if isinstance(plan, _NothingNew):
-        return _nothing_new(plan, seconds)
+    if isinstance(planned, NothingNew):
+        return _nothing_new(planned, seconds)
     if dry_run:
-        version = max(list_versions(plan.base), default=0) + 1
-        return _result(version, plan, {"status": "skipped", "detail": "dry run"}, None, seconds, 0.0, True)
-    return _write(plan, copy, load_check, seconds)
+        version = max(list_versions(planned.base), default=0) + 1
+        return _result(version, planned, {"status": "skipped", "detail": "dry run"}, None, seconds, 0.0, True)
+    return _write(planned, copy, load_check, seconds)
 
 
-# ------------------------------------------------------------------------------------------------------ before writing
-def _plan(
-    found: VersionDirectory,
-    classes: Sequence[str | SupportsIndex],
-    *,
-    method: str | None,
-    class_means: ClassMeans | str | os.PathLike[str] | None,
-    temperature: float | None,
-    labels: Sequence[str] | str | os.PathLike[str] | None,
-    into: str | os.PathLike[str] | None,
-    choice: Choice,
-    allow_outputs: Sequence[str],
-    drop_outputs: Sequence[str],
-    force: bool,
-    redact_labels: bool,
-) -> _Plan | _NothingNew:
-    """Read, plan, splice, gate and prune, all in memory."""
-    base = _base_path(found, into)
-    bundle = bundles.read(found.path)
-    earlier = _earlier(bundle, found)
-    unfiltered_graphs(bundle, earlier)
-    dropped = _drop(bundle, drop_outputs)
-    graphs = bundle.graphs()
-    choice = choice.or_that_of(earlier.choice if earlier is not None else None)
-    site = survey(graphs, choice).the_site()
-    _check_same_scores(earlier, graphs, site)
-    in_model = labels_of_model(found.path, graphs, site.classes)
-    names = _labels(labels, in_model)
-    contradiction = in_model.where if in_model is not None and in_model.labels is None else None
-    wanted = parse_classes(classes, names, site.classes, contradiction=contradiction)
-    redacted_before = earlier is not None and earlier.redacted
-    before = earlier.forgotten if earlier is not None else ()
-    same_filter = (
-        earlier is not None
-        and method in (None, earlier.method)
-        and temperature in (None, earlier.temperature)
-        and class_means is None
-    )
-    if (
-        earlier is not None
-        and same_filter
-        and set(wanted) <= set(before)
-        and not dropped
-        and base == found.base
-        and not (redact_labels and not redacted_before)
-    ):
-        return _NothingNew(found, earlier, site)
-    method = _method(method, site, earlier)
-    if temperature is None:
-        temperature = (earlier.temperature if earlier is not None else None) or DEFAULT_TEMPERATURE
-    means = class_means if class_means is None or isinstance(class_means, ClassMeans) else ClassMeans.load(class_means)
-    spec = make_filter(site.classes, sorted({*wanted, *before}), method, class_means=means, temperature=temperature)
-    _check_nothing_comes_back(base, spec)
-    preconditions = _preconditions(means, spec, force)
-    allowed = (*allow_outputs, *(earlier.allowed_outputs if earlier is not None else ()))
-    _check_outputs_exist(bundle, allow_outputs, "--allow-output")
-    splices, endpoints = _edit(bundle, graphs, site, spec, allowed)
-    known = _labels_of(spec.forgotten, names, earlier)
-    redaction = None
-    if redact_labels or redacted_before:
-        redaction = _redaction(spec.forgotten, known, names, in_model)
-        redaction.edit_graphs(bundle.proto)
-        redaction.check_graphs(bundle.proto)
-    return _Plan(
-        found=found,
-        base=base,
-        earlier=earlier,
-        source_sha256=bundle.sha256,
-        data=bundle.proto.SerializeToString(),
-        choice=choice,
-        site=site,
-        spec=spec,
-        labels=known,
-        redaction=redaction,
-        splices=splices,
-        dropped_endpoints=(*(earlier.dropped_endpoints if earlier is not None else ()), *endpoints),
-        dropped_outputs=(*(earlier.dropped_outputs if earlier is not None else ()), *dropped),
-        allowed_outputs=allowed,
-        preconditions=preconditions,
-    )
-
-
-def _method(method: str | None, site: ScoreSite, earlier: Manifest | None) -> str:
-    """The method asked for, or else the present one, or else the default of this kind of model."""
-    fits = (MASK,) if site.multi_label else METHODS
-    default = MASK if site.multi_label else DEFAULT_METHOD
-    present = earlier.method if earlier is not None and earlier.method in fits else default
-    chosen = check_method(method or present)
-    if chosen not in fits:
-        many = "judges each class on its own" if site.multi_label else "answers one distribution over its classes"
-        raise UnsupportedModelError(
-            explain(
-                f"This method does not fit a model that {many}.",
-                received=chosen,
-                valid=" or ".join(fits),
-                hint=None if site.multi_label else "If each class is judged on its own, say so with --multi-label.",
-            )
-        )
-    return chosen
-
-
-def _base_path(found: VersionDirectory, into: str | os.PathLike[str] | None) -> Path:
-    if into is not None:
-        base = Path(into).absolute()
-        if bundles.has_saved_model(base):
-            raise PublishError(
-                explain(
-                    "The target is itself a version directory; a new version would lie inside it.",
-                    received=os.fspath(into),
-                    valid="a base path, whose children are numbered version directories",
-                )
-            )
-        if base.exists() and not base.is_dir():
-            raise PublishError(explain("The target is a file.", received=os.fspath(into), valid="a base path"))
-        return base
-    if found.base is None:
-        raise PublishError(
-            explain(
-                "The model's directory has no version number, so there is no telling where its next version belongs.",
-                received=str(found.path),
-                valid="a version directory such as models/resnet/1, or a base path such as models/resnet",
-                hint="Name a base path for the new version with --into.",
-            )
-        )
-    return found.base
-
-
-def _earlier(bundle: Bundle, found: VersionDirectory) -> Manifest | None:
-    """The manifest of an already filtered version, held against its files."""
-    manifest = read_manifest(found.path)
-    if manifest is None:
-        if bundle.names_filter:
-            raise ManifestError(
-                explain(
-                    f"This version carries a filter (nodes named {bundles.FILTER_PREFIX}), but its manifest is gone: "
-                    "what it forgets is not known.",
-                    received=str(found.path),
-                    valid=f"a version with its {MANIFEST}",
-                    hint="Start from the version that this one was made from, and name all classes.",
-                )
-            )
-        return None
-    wrong = manifest.mismatches(found.path)
-    if wrong:
-        raise ManifestError(
-            explain(
-                "This version is not what its manifest says.",
-                received="; ".join(wrong),
-                valid="a version as mpru_tf published it",
-                hint="Start from the version that this one was made from, and name all classes.",
-            )
-        )
-    return manifest
-
-
-def _check_same_scores(earlier: Manifest | None, graphs: list[Graph], site: ScoreSite) -> None:
-    """One filter takes the earlier one's place: in other class scores it would bring back what was forgotten there."""
-    if earlier is None:
-        return
-    filtered = {
-        (done.meta_graph, graphs[done.meta_graph].scope(done.function).tensor(done.raw)) for done in earlier.splices
-    }
-    if filtered.isdisjoint((point.meta_graph, point.tensor) for point in site.points):
-        raise AmbiguousSiteError(
-            explain(
-                "This version forgets classes in other class scores than these; a version has one filter.",
-                received=", ".join(site.outputs),
-                valid="an output that is computed from the class scores that are filtered already",
-                hint="To forget in these class scores instead, start from the version that this one was made from.",
-            )
-        )
-
-
-def _check_nothing_comes_back(base: Path, spec: FilterSpec) -> None:
-    """The new version takes the newest one's place: it must forget at least what that one forgets."""
-    if not list_versions(base):
-        return
-    newest = find_version(base)
-    manifest = read_manifest(newest.path)
-    back = sorted(set(manifest.forgotten) - set(spec.forgotten)) if manifest is not None else []
-    if back:
-        listed = ", ".join(map(str, back))
-        raise ForgetListError(
-            explain(
-                f"The new version would answer classes again that version {newest.version}, the newest in {base}, "
-                "forgets.",
-                received=f"a forget list without {listed}",
-                valid=f"a forget list with {listed}, or version {newest.version} as the model to start from",
-                hint="To bring classes back on purpose, write into another base path with --into.",
-            )
-        )
-
-
-def _labels(labels: Sequence[str] | str | os.PathLike[str] | None, in_model: FoundLabels | None) -> list[str] | None:
-    if labels is None:
-        return list(in_model.labels) if in_model is not None and in_model.labels is not None else None
-    return read_labels(os.fspath(labels)) if isinstance(labels, str | os.PathLike) else list(labels)
-
-
-def _labels_of(
-    forgotten: Sequence[int], names: Sequence[str] | None, earlier: Manifest | None
-) -> tuple[str, ...] | None:
-    """Labels of the forgotten classes, from the labels at hand or, for earlier ones, from the manifest."""
-    known = dict(zip(earlier.forgotten, earlier.labels, strict=False)) if earlier is not None and earlier.labels else {}
-    known.update(enumerate(names or ()))
-    return tuple(known[index] for index in forgotten) if known.keys() >= set(forgotten) else None
-
-
-def _redaction(
-    forgotten: Sequence[int],
-    known: Sequence[str] | None,
-    names: Sequence[str] | None,
-    in_model: FoundLabels | None,
-) -> Redaction:
-    """What to remove: what the forgotten classes are called in the labels given and in those found in the model."""
-    if known is None:
-        raise LabelsError(
-            explain(
-                "The labels of the forgotten classes are not known, so they cannot be removed.",
-                received="no labels with the model" if in_model is None else in_model.where,
-                valid="one label per class",
-                hint="Give them with --labels FILE.",
-            )
-        )
-    sources = [source for source in (names, in_model.labels if in_model is not None else None) if source]
-    labels = {
-        index: tuple(dict.fromkeys((label, *(source[index] for source in sources if index < len(source)))))
-        for index, label in zip(forgotten, known, strict=True)
-    }
-    retained = [label for source in sources for index, label in enumerate(source) if index not in labels]
-    return Redaction(labels, retained)
-
-
-def _preconditions(means: ClassMeans | None, spec: FilterSpec, force: bool) -> dict[str, Any] | None:
-    if means is None or spec.coefficients is None:
-        return None
-    preconditions = means.check(spec.method, spec.forgotten)
-    if not force:
-        preconditions.require()
-    return preconditions.to_dict()
-
-
-def _check_outputs_exist(bundle: Bundle, named: Sequence[str], option: str) -> None:
-    valid = sorted(
-        {
-            f"{name}:{key}"
-            for graph in bundle.graphs()
-            for name, signature in graph.meta_graph.signature_def.items()
-            for key in signature.outputs
-            if is_for_clients(name, signature)
-        }
-    )
-    unknown = [output for output in named if output not in valid]
-    if unknown:
-        raise UnsupportedModelError(
-            explain(f"{option} names no output of this model.", received=", ".join(unknown), valid=", ".join(valid))
-        )
-
-
-def _drop(bundle: Bundle, drop_outputs: Sequence[str]) -> tuple[str, ...]:
-    _check_outputs_exist(bundle, drop_outputs, "--drop-output")
-    for output in dict.fromkeys(drop_outputs):
-        for index in range(len(bundle.proto.meta_graphs)):
-            for name, signature in bundle.proto.meta_graphs[index].signature_def.items():
-                key = output.removeprefix(f"{name}:")
-                if key != output and key in signature.outputs:
-                    drop_output(bundle.graphs()[index], name, key)
-                    break
-    return tuple(dict.fromkeys(drop_outputs))
-
-
-def _edit(
-    bundle: Bundle, graphs: list[Graph], site: ScoreSite, spec: FilterSpec, allowed: Sequence[str]
-) -> tuple[tuple[Splice, ...], tuple[str, ...]]:
-    """Splice the filter in at every copy of the site, pass the leak gate, prune. Edits the bundle in place.
-
-    Raises:
-        LeakError: at least one output is reached past the filter.
-    """
-    families = [score_family(graph, site.points) for graph in graphs]
-    splices = tuple(
-        splice(graphs[point.meta_graph], point, spec, prefix)
-        for point, prefix in zip(site.points, unused_prefixes(bundle), strict=False)
-    )
-    gates = [LeakGate(graph, splices, family, allowed) for graph, family in zip(graphs, families, strict=True)]
-    leaks = [leak for gate in gates for leak in gate.signature_leaks()]
-    if leaks:
-        raise refuse(leaks)
-    endpoints = [name for gate in gates for name in prune(gate.graph, gate).endpoints]
-    return splices, tuple(dict.fromkeys(endpoints))
-
-
-def _nothing_new(plan: _NothingNew, seconds: float) -> ForgetResult:
+def _nothing_new(plan: NothingNew, seconds: float) -> ForgetResult:
     found, earlier, site = plan.found, plan.earlier, plan.site
     return ForgetResult(
         version=found.version or 0,
@@ -549,7 +203,7 @@ def _nothing_new(plan: _NothingNew, seconds: float) -> ForgetResult:
 
 
 # -------------------------------------------------------------------------------------------------------- writing
-def _write(plan: _Plan, copy: bool, load_check: bool, seconds: float) -> ForgetResult:
+def _write(plan: Plan, copy: bool, load_check: bool, seconds: float) -> ForgetResult:
     started = time.perf_counter()
     source = plan.found.path
     left_out = {*bundles.SAVED_MODEL_FORMS, bundles.KERAS_METADATA_PB, bundles.FINGERPRINT_PB, MANIFEST}
@@ -559,7 +213,7 @@ def _write(plan: _Plan, copy: bool, load_check: bool, seconds: float) -> ForgetR
         if plan.redaction is not None:
             plan.redaction.rewrite_files(staging)
         if (source / bundles.FINGERPRINT_PB).is_file():
-            (staging / bundles.FINGERPRINT_PB).write_bytes(_fingerprint(staging))
+            _write_fingerprint(staging)
         checked, seconds_load_check = _checked(staging, plan, load_check)
         _manifest(plan, staging, checked).write(staging)
         if plan.redaction is not None:
@@ -569,14 +223,18 @@ def _write(plan: _Plan, copy: bool, load_check: bool, seconds: float) -> ForgetR
     return _result(version, plan, checked, files, own, seconds_load_check, False)
 
 
-def _fingerprint(directory: Path) -> bytes:
+def _write_fingerprint(directory: Path) -> None:
     # TensorFlow has no public function that writes a fingerprint (2.19 to 2.21 write one only inside saved_model.save).
     from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
 
-    return bytes(fingerprinting.CreateFingerprintDef(str(directory)))
+    try:
+        fingerprint = bytes(fingerprinting.CreateFingerprintDef(str(directory)))
+    except fingerprinting.FingerprintException:
+        return  # a name that it does not expect; saved_model.save writes none then, and servers need none
+    (directory / bundles.FINGERPRINT_PB).write_bytes(fingerprint)
 
 
-def _checked(staging: Path, plan: _Plan, load_check: bool) -> tuple[dict[str, Any], float]:
+def _checked(staging: Path, plan: Plan, load_check: bool) -> tuple[dict[str, Any], float]:
     if not load_check:
         return {"status": "skipped", "detail": "not asked for"}, 0.0
     from mpru_tf.verification import check_before_publishing
@@ -588,7 +246,7 @@ def _checked(staging: Path, plan: _Plan, load_check: bool) -> tuple[dict[str, An
     return checked, time.perf_counter() - started
 
 
-def _manifest(plan: _Plan, staging: Path, checked: dict[str, Any]) -> Manifest:
+def _manifest(plan: Plan, staging: Path, checked: dict[str, Any]) -> Manifest:
     from mpru_tf import __version__
 
     index_sha256 = bundles.index_digest(staging)
@@ -638,7 +296,7 @@ def _redacted(step: dict[str, Any], redaction: Redaction | None) -> dict[str, An
     return {**step, **changed}
 
 
-def _manifest_labels(plan: _Plan) -> tuple[str, ...] | None:
+def _manifest_labels(plan: Plan) -> tuple[str, ...] | None:
     if plan.redaction is None:
         return plan.labels
     return tuple(plan.redaction.placeholder(index) for index in plan.spec.forgotten)
@@ -646,7 +304,7 @@ def _manifest_labels(plan: _Plan) -> tuple[str, ...] | None:
 
 def _result(
     version: int,
-    plan: _Plan,
+    plan: Plan,
     checked: dict[str, Any],
     files: str | None,
     seconds: float,

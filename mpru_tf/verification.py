@@ -90,11 +90,12 @@ def verify(version_dir: str | os.PathLike[str], full: bool = False, load_check: 
         )
     worker.prepare()
     bundle = bundles.read(directory)
-    checks = [_digests(directory, manifest), _gate(bundle, manifest), _filters(bundle, manifest)]
-    if full:
-        checks.append(_every_byte(directory))
-    if load_check:
-        checks.extend(_asked(directory, manifest))
+    with bundles.damaged_as_error(directory):
+        checks = [_digests(directory, manifest), _gate(bundle, manifest), _filters(bundle, manifest)]
+        if full:
+            checks.append(_every_byte(directory))
+        if load_check:
+            checks.extend(_asked(directory, manifest))
     return Verification(directory, manifest.forgotten, tuple(checks))
 
 

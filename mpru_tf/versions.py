@@ -14,15 +14,17 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpru_tf.errors import ModelNotFoundError, PublishError, explain
+from mpru_tf.errors import CorruptModelError, ModelNotFoundError, PublishError, explain
 from mpru_tf.saved_model.bundle import has_saved_model
 
 STAGING_PREFIX = ".mpru-staging-"
 
+_MOST_FILES = 100_000  # in one version directory; an honest one has some dozen
 _LARGEST_VERSION = 2**63 - 1  # the server's version numbers are int64
 _FICLONE = 0x40049409  # <linux/fs.h>
 _RENAME_NOREPLACE = 1  # <linux/fs.h>
@@ -185,17 +187,72 @@ def link_tree(source: Path, target: Path, *, without: Collection[str] = (), copy
         without: paths relative to ``source`` to leave out.
         copy: copy every byte instead.
 
+    Links are followed, also out of ``source``, as Kubernetes mounts and artifact stores need it.
+
     Returns:
         How the files came over: 'reflink', 'hard link' or 'copy' (the last one that was needed).
+
+    Raises:
+        CorruptModelError: a link leads to nothing or back to a directory it lies in, or a file is a pipe, a socket or
+            a device.
     """
     how = "copy" if copy else "reflink"
-    for folder, _, names in os.walk(source, followlinks=True):
-        relative = Path(folder).relative_to(source)
-        (target / relative).mkdir(exist_ok=True)
-        for name in names:
-            if (relative / name).as_posix() not in without:
-                how = _bring(Path(folder, name), target / relative / name, how)
+    for name, is_folder in _contents(source, without):  # all of them, before anything is written
+        if is_folder:
+            (target / name).mkdir(exist_ok=True)
+        else:
+            how = _bring(source / name, target / name, how)
     return how
+
+
+def _contents(source: Path, without: Collection[str]) -> list[tuple[str, bool]]:
+    """Names of everything to bring over, relative to ``source``, each with whether it is a directory; parents first."""
+    found: list[tuple[str, bool]] = []
+    # Directories from the root to this one: a link to any of them would lead around in a circle, and past the very
+    # directory that is being written.
+    above = frozenset(_identity(os.stat(folder)) for folder in (source.resolve(), *source.resolve().parents))
+    queue = [("", above)]
+    while queue:
+        folder, above = queue.pop()
+        for name in sorted(os.listdir(source / folder)):
+            relative = f"{folder}/{name}" if folder else name
+            if relative in without:
+                continue
+            status = _status(source / relative)
+            is_folder = stat.S_ISDIR(status.st_mode)
+            if is_folder:
+                if _identity(status) in above:
+                    raise _unfit(source / relative, "leads back to a directory that it lies in")
+                queue.append((relative, above | {_identity(status)}))
+            elif not stat.S_ISREG(status.st_mode):
+                raise _unfit(source / relative, "is a pipe, a socket or a device")
+            found.append((relative, is_folder))
+            if len(found) > _MOST_FILES:
+                raise _unfit(source, f"holds more than {_MOST_FILES} files, perhaps by links that multiply")
+    return found
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        raise _unfit(path, "is a link that leads nowhere") from error
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _unfit(path: Path, what: str) -> CorruptModelError:
+    return CorruptModelError(
+        explain(
+            f"{path} {what}, so it cannot be part of a new version.",
+            valid="files, directories, and links to them",
+            hint="Remove it from the version directory, or copy the version without it.",
+        )
+    )
 
 
 def _bring(source: Path, target: Path, how: str) -> str:

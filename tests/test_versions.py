@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mpru_tf
-from mpru_tf.errors import ModelNotFoundError, PublishError
+from mpru_tf.errors import CorruptModelError, ModelNotFoundError, PublishError
 from mpru_tf.saved_model.session import LoadedModel
 from mpru_tf.versions import (
     STAGING_PREFIX,
@@ -257,6 +258,75 @@ def test_symbolic_links_come_over_as_what_they_point_to(source: Path, tmp_path: 
     assert not [path for path in target.rglob("*") if path.is_symlink()]
     shutil.rmtree(store)
     assert (target / "linked").read_bytes() == b"blob"
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "/", "folder", "self"])
+def test_links_that_lead_in_a_circle_are_refused(source: Path, tmp_path: Path, target: str) -> None:
+    (source / "folder").mkdir()
+    (source / "folder" / "self").symlink_to(target)
+    new = tmp_path / "target"
+    new.mkdir()
+    with pytest.raises(CorruptModelError, match="folder/self (leads back|is a link that leads nowhere)"):
+        link_tree(source, new)
+    assert list(new.iterdir()) == []
+
+
+def test_a_link_to_the_folder_above_the_base_path_is_a_circle_too(source: Path, tmp_path: Path) -> None:
+    """It would lead to the very directory that is being written."""
+    (source / "up").symlink_to(tmp_path.parent)
+    target = tmp_path / "base" / "target"
+    target.mkdir()
+    with pytest.raises(CorruptModelError, match="up leads back"):
+        link_tree(source, target)
+
+
+def test_one_directory_may_come_over_twice(source: Path, tmp_path: Path) -> None:
+    (source / "first").mkdir()
+    (source / "first" / "x").write_text("x")
+    (source / "second").symlink_to("first")
+    target = tmp_path / "target"
+    target.mkdir()
+    link_tree(source, target)
+    assert files(target)["second/x"] == b"x"
+
+
+def test_links_that_multiply_are_refused(source: Path, tmp_path: Path) -> None:
+    """Sixty links stand for more files than any disk holds."""
+    for number in range(30):
+        (source / f"d{number}").mkdir()
+        for name in "ab":
+            (source / f"d{number}" / name).symlink_to(f"../d{number + 1}")
+    (source / "d30").mkdir()
+    target = tmp_path / "target"
+    target.mkdir()
+    with pytest.raises(CorruptModelError, match="links that multiply"):
+        link_tree(source, target)
+    assert list(target.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "nowhere"])
+def test_what_is_no_file_is_refused_and_not_opened(source: Path, tmp_path: Path, kind: str) -> None:
+    path = source / "variables" / "special"
+    listening = socket.socket(socket.AF_UNIX)
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "socket":
+            here = Path.cwd()
+            os.chdir(path.parent)  # a socket's address has room for hundred letters
+            listening.bind(path.name)
+            os.chdir(here)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "nowhere":
+            path.symlink_to("/nowhere")
+    target = tmp_path / "target"
+    target.mkdir()
+    with listening, pytest.raises(CorruptModelError, match="variables/special is a"):
+        link_tree(source, target)
+    assert list(target.iterdir()) == []
+    link_tree(source, target, without={"variables/special"})
+    assert (target / "variables" / "data").is_file()
 
 
 def test_another_file_system_gets_copies(source: Path) -> None:

@@ -373,7 +373,7 @@ def _is_sum_of(graph: Graph, divisor: Place, dividend: Place) -> bool:
             return False
         inputs = [graph.source(step) for step in graph.inputs_of(divisor)]
         if node.op == "Sum":
-            return inputs[0] == dividend
+            return bool(inputs) and inputs[0] == dividend
         if node.op not in _AROUND_SUM_OPS or not inputs:
             return False
         divisor = inputs[0]
@@ -391,7 +391,14 @@ def shown_tensor(graph: Graph, start: Place) -> tuple[Place, bool]:
     return place, reshaped
 
 
-def held(graph: Graph, start: Place, targets: set[Tensor], kind: str, multi_label: bool = False, depth: int = 0) -> str:
+def held(
+    graph: Graph,
+    start: Place,
+    targets: set[Tensor],
+    kind: str,
+    multi_label: bool = False,
+    known: dict[Tensor, str] | None = None,
+) -> str:
     """What an output shows that is computed from the class scores ``targets``, which hold ``kind``.
 
     Returns:
@@ -402,19 +409,26 @@ def held(graph: Graph, start: Place, targets: set[Tensor], kind: str, multi_labe
     if direct.tensor in targets or graph.source(start).tensor in targets:
         return kind
     node = graph.node(direct.tensor)
-    if node is None or depth > _MAX_DEPTH:
+    if node is None:
         return "derived"
     if node.op in _SIGMOID_OPS if multi_label else node.op in _SOFTMAX_OPS:
         return "log_probabilities" if node.op == "LogSoftmax" else PROBABILITIES
+    known = {} if known is None else known
+    if direct.tensor in known:
+        return known[direct.tensor]
     ways: list[Place] = []
+    if len(direct.calls) > _MAX_DEPTH:
+        return "derived"
     if node.op in IF_OPS | CASE_OPS:
         ways = _branches(graph, direct)
     elif node.op in _MERGE_OPS:
         ways = graph.inputs_of(direct)
     elif _is_collected(graph, direct):
         ways = _collected(graph, direct)
-    kinds = {held(graph, way, targets, kind, multi_label, depth + 1) for way in ways}
-    return kinds.pop() if len(kinds) == 1 else "derived"
+    known[direct.tensor] = "derived"  # the answer to whoever comes by again in a circle
+    kinds = {held(graph, way, targets, kind, multi_label, known) for way in ways}
+    known[direct.tensor] = kinds.pop() if len(kinds) == 1 else "derived"
+    return known[direct.tensor]
 
 
 def _is_collected(graph: Graph, place: Place) -> bool:

@@ -59,6 +59,10 @@ WHILE_OPS = frozenset({"While", "StatelessWhile"})
 _PARTICULAR_OPS = PLACEHOLDER_OPS | CALL_OPS | IF_OPS | CASE_OPS | WHILE_OPS | {"IdentityN"}
 # Ops that put their second input into the variable that is their first.
 _WRITE_OPS = frozenset({"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"})
+# Beyond these a graph was made to be walked for ever; honest ones need some hundreds and some thousands.
+_MOST_STEPS = 10_000
+_MOST_PLACES = 100_000
+_LONGEST_WAY = 1000  # shown of a way from an output to a request
 _DT_RESOURCE = 20  # types.proto; importing it would import TensorFlow
 
 
@@ -104,19 +108,38 @@ class Scope:
 
     @cached_property
     def nodes(self) -> dict[str, NodeDef]:
-        return {node.name: node for node in self.node_defs}
+        nodes = {node.name: node for node in self.node_defs}
+        if len(nodes) < len(self.node_defs):
+            raise CorruptModelError(
+                explain(
+                    f"Two nodes of {self.name or 'the main graph'} have the same name.",
+                    received=f"{len(self.node_defs)} nodes with {len(nodes)} names",
+                    hint="The saved_model.pb is damaged; export the model again.",
+                )
+            )
+        return nodes
 
     def tensor(self, ref: str) -> Tensor | None:
         """Parse an input reference; None for a control input."""
         if ref.startswith("^"):
             return None
         name, _, rest = ref.partition(":")
-        if self.name == MAIN:
-            return Tensor(MAIN, name, "", int(rest) if rest else 0)
-        arg, _, index = rest.partition(":")
-        if not arg or arg.isdigit():
-            return Tensor(self.name, name, "", int(arg or 0))
-        return Tensor(self.name, name, arg, int(index) if index else 0)
+        try:
+            if self.name == MAIN:
+                return Tensor(MAIN, name, "", int(rest) if rest else 0)
+            arg, _, index = rest.partition(":")
+            if not arg or arg.isdigit():
+                return Tensor(self.name, name, "", int(arg or 0))
+            return Tensor(self.name, name, arg, int(index) if index else 0)
+        except ValueError:
+            raise CorruptModelError(
+                explain(
+                    f"Something in {self.name or 'the main graph'} reads what is no tensor's name.",
+                    received=repr(ref[:100]),
+                    valid="NODE:PORT in the main graph, NODE:OUTPUT:PORT in a function",
+                    hint="The saved_model.pb is damaged; export the model again.",
+                )
+            ) from None
 
     def ref(self, tensor: Tensor) -> str:
         """Write a tensor the way inputs of this scope name it."""
@@ -141,9 +164,8 @@ class Scope:
         found: dict[str, list[Tensor]] = {}
         if len(self.request_args) < len(self.args):
             for node in self.node_defs:
-                if node.op in _WRITE_OPS:
-                    handle, value = self.inputs(node)[:2]
-                    found.setdefault(handle.node, []).append(value)
+                if node.op in _WRITE_OPS and len(inputs := self.inputs(node)) > 1:
+                    found.setdefault(inputs[0].node, []).append(inputs[1])
         return found
 
     @cached_property
@@ -238,9 +260,7 @@ class Graph:
 
     def signature_tensor(self, name: str) -> Tensor:
         """The main-graph tensor that a SignatureDef's TensorInfo names."""
-        tensor = self.scope(MAIN).tensor(name)
-        assert tensor is not None
-        return tensor
+        return _data(self.scope(MAIN).tensor(name), name)
 
     @cached_property
     def fed(self) -> frozenset[Tensor]:
@@ -291,9 +311,7 @@ class Graph:
                     hint="The saved_model.pb is damaged; export the model again.",
                 )
             )
-        tensor = scope.tensor(scope.outputs[index])
-        assert tensor is not None
-        return tensor
+        return _data(scope.tensor(scope.outputs[index]), scope.outputs[index])
 
     def caller_input(self, place: Place) -> Place | None:
         """Where a function's argument comes from, one call up; None at the outermost scope."""
@@ -323,6 +341,8 @@ class Graph:
             step = self._step_back(place)
             if step is None:
                 return place
+            if len(seen) > _MOST_STEPS:
+                raise _too_tangled(f"tensor {place.tensor} is handed on more than {_MOST_STEPS} times")
             place = step
         raise CorruptModelError(explain(f"Tensor {place.tensor} is computed from itself.", hint="Export it again."))
 
@@ -379,12 +399,12 @@ class Graph:
     @cached_property
     def known_shapes(self) -> dict[Place, tuple[int | None, ...] | None]:
         """What :mod:`mpru_tf.saved_model.shapes` has found out already; it lives as long as the graph is unedited."""
-        return {}
+        return _KnownPlaces()
 
     @cached_property
     def known_kinds(self) -> dict[Place, str]:
         """What :mod:`mpru_tf.saved_model.candidates` has found out already; it lives as long."""
-        return {}
+        return _KnownPlaces()
 
     @cached_property
     def requests(self) -> Dataflow:
@@ -407,8 +427,8 @@ class Graph:
             function = self.scope(tensor.scope).function
             assert function is not None
             return next((arg.type for arg in function.signature.input_arg if arg.name == tensor.node), None)
-        listed = self.meta_graph.meta_info_def.stripped_op_list.op
-        definition = next((op for op in listed if op.name == node.op), None) or op_def(node.op)
+        listed = self.meta_graph.meta_info_def.stripped_op_list.op  # what the model says itself of ops unknown here
+        definition = op_def(node.op) or next((op for op in listed if op.name == node.op), None)
         if definition is None:
             return node.attr["T"].type if "T" in node.attr else None
         outputs = [arg for arg in definition.output_arg if arg.name == tensor.arg] if tensor.arg else []
@@ -472,6 +492,19 @@ class Graph:
                 yield from (function.name for function in value.list.func)
 
 
+def _data(tensor: Tensor | None, ref: str) -> Tensor:
+    """A reference that must be to a tensor; None stands for a control input."""
+    if tensor is None:
+        raise CorruptModelError(
+            explain(
+                "A control input stands where a value should be answered.",
+                received=repr(ref[:100]),
+                hint="The saved_model.pb is damaged; export the model again.",
+            )
+        )
+    return tensor
+
+
 def is_for_clients(name: str, signature: SignatureDef) -> bool:
     """Whether a server answers a SignatureDef; the loader's and the trainer's own ones have no method name."""
     return name not in _LIFECYCLE_SIGNATURES or bool(signature.method_name)
@@ -491,6 +524,26 @@ def _takes_functions(op: str) -> bool:
     return definition is None or any(attr.type in ("func", "list(func)") for attr in definition.attr)
 
 
+class _KnownPlaces(dict[Place, Any]):
+    """What is known about each place; places are as many as there are ways through the calls, which can be too many."""
+
+    def __setitem__(self, place: Place, value: object) -> None:
+        if len(self) >= _MOST_PLACES:
+            raise _too_tangled(f"there are more than {_MOST_PLACES} ways through its calls")
+        super().__setitem__(place, value)
+
+
+def _too_tangled(received: str) -> CorruptModelError:
+    return CorruptModelError(
+        explain(
+            "The model's functions call each other in more ways than can be followed.",
+            received=received,
+            valid="a graph as an exporter writes it",
+            hint="Export the model again with its functions inlined.",
+        )
+    )
+
+
 class Dataflow:
     """Which requests' values a tensor depends on, and along which way.
 
@@ -506,16 +559,24 @@ class Dataflow:
         self._has_barrier = barrier is not None
         self._summaries: dict[tuple[str, int], dict[str, tuple[Tensor, ...]]] = {}
         self._in_progress: set[tuple[str, int]] = set()
-        self._shielded: dict[tuple[str, int], bool] = {}
+        self._stopped: set[tuple[str, int]] = set()  # functions' outputs that have the barrier behind them
+        self._unreached: set[Tensor] = set()  # tensors known to have no origins
         self._dependent: set[Tensor] = set()
-        self._dependent_nodes: set[tuple[str, str]] = set()  # plain nodes, by scope and name
+        self._independent: set[Place] = set()
+        self._independent_nodes: set[str] = set()  # plain nodes of the main graph
+        self._dependent_nodes: dict[str, set[str]] = {}  # plain nodes, by scope
 
     def origins(self, tensor: Tensor) -> dict[str, tuple[Tensor, ...]]:
         """Names of the placeholders or arguments that reach ``tensor`` in its own scope, each with one way there.
 
         The way runs from ``tensor`` back to the origin and passes through called functions node by node.
         """
+        return self._traced(tensor)[0]
+
+    def _traced(self, tensor: Tensor) -> tuple[dict[str, tuple[Tensor, ...]], bool]:
+        """The origins of a tensor, and whether the barrier stood in any way."""
         scope = self.graph.scope(tensor.scope)
+        stopped = False
         carriers, fed = scope.request_args, self.graph.fed
         found: dict[str, tuple[Tensor, ...]] = {}
         ways: dict[Tensor, tuple[Tensor, tuple[Tensor, ...]] | None] = {tensor: None}
@@ -526,16 +587,20 @@ class Dataflow:
             step: Tensor | None = end
             while step is not None:
                 came_from = ways[step]
-                backwards.append(step)
+                if came_from is None or len(backwards) < _LONGEST_WAY:  # of a longer one, only where it begins and ends
+                    backwards.append(step)
                 if came_from is None:
                     break
                 step, inner = came_from
-                backwards.extend(reversed(inner))
+                backwards.extend(reversed(inner[max(0, len(inner) + len(backwards) - _LONGEST_WAY) :]))
             return tuple(reversed(backwards))
 
         while queue:
             current = queue.pop()
+            if current in self._unreached:
+                continue
             if self.barrier(current):
+                stopped = True
                 continue
             if current.node in scope.args:
                 if current.node in carriers:
@@ -556,7 +621,17 @@ class Dataflow:
                 if following not in ways:
                     ways[following] = (current, inner)
                     queue.append(following)
-        return found
+            if not self._stopped.isdisjoint(self._called(scope, node, current)):
+                stopped = True
+        if not found and not self._in_progress:
+            self._unreached.update(ways)
+        return found, stopped
+
+    def _called(self, scope: Scope, node: NodeDef, tensor: Tensor) -> Iterator[tuple[str, int]]:
+        """The functions' outputs that a call's output is."""
+        callees = self.graph.callees(scope, node)
+        index = self.graph.output_index(tensor, node) if callees else 0
+        return ((function, index) for function, _ in callees)
 
     def depends_on_request(self, place: Place) -> bool:
         """Whether anything a client sends reaches the tensor at this place.
@@ -564,6 +639,9 @@ class Dataflow:
         Unlike :meth:`origins` this walk enters called functions and stops at the first placeholder. Every tensor on its
         way there is remembered, for all calls of its function: what moves in one of them is taken to move in all.
         """
+        if place in self._independent:
+            return False
+        leapt: set[str] = set()
         came_from: dict[Place, tuple[Place, tuple[str, dict[str, str]] | None] | None] = {place: None}
         queue = [place]
         while queue:
@@ -571,16 +649,42 @@ class Dataflow:
             if self._is_known(current) or self._is_origin(current):
                 self._remember(current, came_from)
                 return True
-            steps = self._leap(current) if self._is_plain(current) else ((step, None) for step in self._before(current))
+            plain = self._is_plain(current)
+            steps = self._leap(current, leapt) if plain else ((step, None) for step in self._before(current))
             for following, trail in steps:
-                if following not in came_from:
+                if following not in came_from and following not in self._independent:
                     came_from[following] = (current, trail)
                     queue.append(following)
+            if len(came_from) > _MOST_PLACES:
+                return self._depends_through_calls(place)
+        self._independent.update(came_from)
+        self._independent_nodes |= leapt
         return False
+
+    def _depends_through_calls(self, place: Place) -> bool:
+        """The same from what is known of each function as a whole, where there are too many ways through the calls."""
+        seen: set[Place] = set()
+        queue = [place]
+        while queue:
+            current = queue.pop()
+            if current in seen:
+                continue
+            seen.add(current)
+            scope = self.graph.scope(current.tensor.scope)
+            for name in self.origins(current.tensor):
+                if name not in scope.args or not current.calls:
+                    return True
+                above = self.graph.caller_input(Place(Tensor(scope.name, name, "", 0), current.calls))
+                queue.extend([above] if above is not None else [])
+        return False
+
+    @cached_property
+    def _fed_nodes(self) -> frozenset[str]:
+        return frozenset(tensor.node for tensor in self.graph.fed)
 
     def _is_known(self, place: Place) -> bool:
         tensor = place.tensor
-        return tensor in self._dependent or (tensor.scope, tensor.node) in self._dependent_nodes
+        return tensor in self._dependent or tensor.node in self._dependent_nodes.get(tensor.scope, ())
 
     def _remember(
         self, end: Place, came_from: dict[Place, tuple[Place, tuple[str, dict[str, str]] | None] | None]
@@ -595,7 +699,7 @@ class Dataflow:
             if trail is not None:
                 name, parents = trail
                 while name in parents:
-                    self._dependent_nodes.add((place.tensor.scope, name))
+                    self._dependent_nodes.setdefault(place.tensor.scope, set()).add(name)
                     name = parents[name]
 
     def _is_plain(self, place: Place) -> bool:
@@ -604,24 +708,28 @@ class Dataflow:
         node = scope.nodes.get(place.tensor.node)
         return not self._has_barrier and node is not None and self.graph.is_plain_op(node.op)
 
-    def _leap(self, place: Place) -> Iterator[tuple[Place, tuple[str, dict[str, str]]]]:
+    def _leap(self, place: Place, leapt: set[str]) -> Iterator[tuple[Place, tuple[str, dict[str, str]]]]:
         """From a plain node back over all plain nodes at once, to arguments, placeholders, calls and known nodes.
+
+        Those of the main graph are noted in ``leapt``.
 
         Plain nodes are told apart by name alone. Parsing each of their references would cost most of the time that
         reading a deep network takes (benchmarks/NOTES.md).
         """
         scope = self.graph.scope(place.tensor.scope)
         nodes, args, name = scope.nodes, scope.args, place.tensor.node
-        stops = {tensor.node for tensor in self.graph.fed} if scope.name == MAIN else set()
-        known = {node for where, node in self._dependent_nodes if where == scope.name}
+        stops = self._fed_nodes if scope.name == MAIN else frozenset[str]()
+        known = self._dependent_nodes.setdefault(scope.name, set())
         parents: dict[str, str] = {}
-        seen = {name}
+        seen = leapt if scope.name == MAIN else set()
+        still = self._independent_nodes if scope.name == MAIN else frozenset[str]()
+        seen.add(name)
         queue = [name] if nodes[name].op not in SHAPE_OPS else []
         while queue:
             name = queue.pop()
             for ref in nodes[name].input:
                 before = ref.partition(":")[0]
-                if before in seen or before.startswith("^"):
+                if before in seen or before in still or before.startswith("^"):
                     continue
                 node = nodes.get(before)
                 if node is not None and before not in stops and before not in known:
@@ -689,7 +797,7 @@ class Dataflow:
             for following in inputs:
                 yield following, ()
             return
-        if callees[0][1] and not all(self._is_shielded(function, index) for function, _ in callees):
+        if inputs and callees[0][1] and not all(self._is_shielded(function, index) for function, _ in callees):
             yield inputs[0], ()  # the predicate decides which branch answers
         for function, offset in callees:
             args = self.graph.scope(function).args
@@ -706,11 +814,11 @@ class Dataflow:
         if key not in self._summaries:
             self._in_progress.add(key)
             try:
-                self._summaries[key] = {
-                    name: way
-                    for name, way in self.origins(self.graph.returned(function, index)).items()
-                    if name in self.graph.scope(function).args
-                }
+                origins, stopped = self._traced(self.graph.returned(function, index))
+                args = self.graph.scope(function).args
+                self._summaries[key] = {name: way for name, way in origins.items() if name in args}
+                if stopped:
+                    self._stopped.add(key)
             finally:
                 self._in_progress.discard(key)
         return self._summaries[key]
@@ -720,20 +828,7 @@ class Dataflow:
 
         A condition that only chooses between such outputs tells nothing that the barrier would have kept back.
         """
-        key = (function, index)
-        if key not in self._shielded:
-            self._shielded[key] = False  # the answer to a function that calls itself
-            hits: list[Tensor] = []
-
-            def barrier(passed: Tensor) -> bool:
-                if self.barrier(passed):
-                    hits.append(passed)
-                    return True
-                return False
-
-            reached = Dataflow(self.graph, barrier).origins(self.graph.returned(function, index))
-            self._shielded[key] = bool(hits) and not reached
-        return self._shielded[key]
+        return not self.summary(function, index) and (function, index) in self._stopped
 
     def _while_positions(self, node: NodeDef, index: int) -> set[int]:
         """Loop variables whose first value can reach output ``index`` of a While node."""

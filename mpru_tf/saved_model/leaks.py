@@ -21,6 +21,7 @@ from mpru_tf.errors import LeakError, explain
 from mpru_tf.saved_model.graph import Dataflow, Graph, Place, Tensor, is_for_clients
 from mpru_tf.saved_model.sites import SitePoint
 from mpru_tf.saved_model.splice import Splice
+from mpru_tf.saved_model.structure import tensor_names
 
 _FAMILY_OPS = frozenset(
     {
@@ -110,7 +111,7 @@ class LeakGate:
             if not is_for_clients(name, signature):
                 continue
             for key, info in sorted(signature.outputs.items()):
-                for tensor_name in _tensor_names(info):
+                for tensor_name in tensor_names(info):
                     leak = self._leak(f"{name}:{key}", self.graph.signature_tensor(tensor_name), ())
                     if leak is not None:
                         leaks.append(leak)
@@ -158,18 +159,6 @@ class LeakGate:
         source = self.graph.source(place)
         is_argument = self.graph.node(source.tensor) is None
         return is_argument or source.tensor in self._allowed or self.graph.is_request(source.tensor)
-
-
-def _tensor_names(info: object) -> list[str]:
-    """All tensors of a TensorInfo: one, or the parts of a sparse or composite one."""
-    kind = info.WhichOneof("encoding")  # type: ignore[attr-defined]
-    if kind == "coo_sparse":
-        sparse = info.coo_sparse  # type: ignore[attr-defined]
-        names = (sparse.values_tensor_name, sparse.indices_tensor_name, sparse.dense_shape_tensor_name)
-        return [name for name in names if name]
-    if kind == "composite_tensor":
-        return [name for part in info.composite_tensor.components for name in _tensor_names(part)]  # type: ignore[attr-defined]
-    return [info.name] if info.name else []  # type: ignore[attr-defined]
 
 
 def refuse(leaks: Sequence[Leak]) -> LeakError:

@@ -209,6 +209,7 @@ def drop_output(graph: Graph, signature_name: str, key: str) -> None:
 
 
 def _drop_returned(graph: Graph, function_name: str, index: int, key: str) -> None:
+    graph.returned(function_name, index)  # refuses an output that the function does not have
     meta_graph = graph.meta_graph
     scope = graph.scope(MAIN)
     callers = [node for node in scope.node_defs if function_name in graph.function_references(node)]
@@ -246,7 +247,7 @@ def _drop_returned(graph: Graph, function_name: str, index: int, key: str) -> No
     function = graph.functions[function_name]
     output = function.signature.output_arg[index].name
     del function.signature.output_arg[index]
-    del function.ret[output]
+    function.ret.pop(output, None)
     structure = meta_graph.object_graph_def.concrete_functions[function_name].output_signature
     if key in structure.dict_value.fields:
         del structure.dict_value.fields[key]

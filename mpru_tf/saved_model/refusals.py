@@ -173,6 +173,17 @@ def other_width(site: ScoreSite, classes: int) -> UnsupportedModelError:
     )
 
 
+def too_many_classes(output: str, width: int, most: int) -> UnsupportedModelError:
+    """A filter holds a constant per class, and the file must be written and read."""
+    return UnsupportedModelError(
+        explain(
+            "There are more classes than a filter is made for: it holds constants for each of them.",
+            received=f"{output} of {width} classes",
+            valid=f"at most {most}",
+        )
+    )
+
+
 def unclear_scores(tensor: Tensor) -> AmbiguousSiteError:
     """A tensor was named, but whether it holds logits or probabilities is not to be seen."""
     return AmbiguousSiteError(

@@ -30,6 +30,7 @@ from mpru_tf.saved_model.candidates import (
 )
 from mpru_tf.saved_model.graph import MAIN, Dataflow, Graph, Place, Tensor
 from mpru_tf.saved_model.shapes import Shape, spell
+from mpru_tf.saved_model.structure import MOST_CLASSES
 
 Found = tuple[Graph, Candidate]
 
@@ -70,6 +71,19 @@ class Choice:
     def or_that_of(self, recorded: Choice | None) -> Choice:
         """This choice or, if nothing is said in it, the one that a manifest recorded."""
         return self if recorded is None or self != Choice() else recorded
+
+    @classmethod
+    def of(
+        cls,
+        outputs: Sequence[str] | str,
+        sites: Sequence[str] | str,
+        scores: str | None,
+        classes: int | None,
+        multi_label: bool,
+    ) -> Choice:
+        """The choice that a caller of the public functions makes; one name need not be put into a list."""
+        outputs, sites = (tuple([names] if isinstance(names, str) else names) for names in (outputs, sites))
+        return cls(outputs, sites, scores, classes, multi_label)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Choice:
@@ -421,6 +435,8 @@ def _grouped(
 
 
 def _point(graph: Graph, place: Place, kind: str, width: int, candidate: Candidate) -> SitePoint:
+    if width > MOST_CLASSES:
+        raise refusals.too_many_classes(candidate.output, width, MOST_CLASSES)
     tensor = _widened(graph, place.tensor)
     dtype = graph.dtype(tensor)
     if dtype not in FLOATS:

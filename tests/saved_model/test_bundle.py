@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import saved_models
+import tensorflow as tf
 from conftest import ModelStore
+from google.protobuf import text_format
+from google.protobuf.message import DecodeError, EncodeError
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from mpru_tf.errors import CorruptModelError, ModelNotFoundError, MPRUError, UnsupportedModelError
+import mpru_tf
+from mpru_tf.errors import CorruptModelError, LeakError, ModelNotFoundError, MPRUError, UnsupportedModelError
 from mpru_tf.saved_model import bundle as bundles
 
 DATA = "variables/variables.data-00000-of-00001"
@@ -50,18 +56,147 @@ def test_no_model(tmp_path: Path) -> None:
     assert not bundles.has_saved_model(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "form"), [("saved_model.pbtxt", "text"), ("saved_model.cpb", "chunked")])
-def test_other_forms_are_named(tmp_path: Path, name: str, form: str) -> None:
-    (tmp_path / name).write_bytes(b"")
+def as_text(version: Path) -> Path:
+    """Store a version's SavedModel as text instead."""
+    proto = bundles.read(version).proto
+    (version / "saved_model.pb").unlink()
+    path = version / "saved_model.pbtxt"
+    path.write_text(text_format.MessageToString(proto), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ["keras3", "tf1_classify"])
+def test_text_says_the_same_as_bytes(models: ModelStore, tmp_path: Path, name: str) -> None:
+    version = models.base(name, tmp_path) / "1"
+    before = bundles.read(version)
+    data = as_text(version).read_bytes()
+    bundle = bundles.read(version)
+    assert bundle.proto == before.proto
+    assert bundle.sha256 == hashlib.sha256(data).hexdigest()
+    assert bundles.has_saved_model(version)
+
+
+def test_a_class_is_forgotten_in_text_and_the_new_version_is_stored_as_bytes(version: Path) -> None:
+    as_text(version)
+    result = mpru_tf.forget(version, [3])
+    assert result.load_check["status"] == "passed"
+    assert mpru_tf.verify(result.path).passed
+    assert not (result.path / "saved_model.pbtxt").exists()
+
+
+def test_a_filter_s_name_is_noticed_in_text_however_it_is_spelled(version: Path) -> None:
+    path = as_text(version)
+    assert not bundles.read(version).names_filter
+    proto = SavedModel()
+    proto.meta_graphs.add().graph_def.node.add(name="mpru_filter/Neg", op="NoOp")
+    path.write_text(text_format.MessageToString(proto).replace("mpru", "\\155pru"), encoding="utf-8")
+    assert bundles.read(version).names_filter
+
+
+def test_bytes_are_preferred_to_text_and_to_chunks_as_servers_do(version: Path) -> None:
+    (version / "saved_model.pbtxt").write_text("no SavedModel")
+    (version / "saved_model.cpb").write_bytes(b"no SavedModel")
+    assert bundles.read(version).meta_graphs
+    (version / "saved_model.pb").unlink()
+    refused(version, CorruptModelError, "saved_model.pbtxt is not a SavedModel")
+    (version / "saved_model.pbtxt").unlink()
+    refused(version, UnsupportedModelError, "stored in chunks")
+
+
+def test_what_tensorflow_s_own_loader_prefers(version: Path) -> None:
+    """The truth that the order above is held against."""
+    from tensorflow.python.saved_model.loader_impl import parse_saved_model
+
+    (version / "saved_model.pbtxt").write_text("no SavedModel")
+    (version / "saved_model.cpb").write_bytes(b"no SavedModel")
+    assert parse_saved_model(str(version)) == bundles.read(version).proto
+    (version / "saved_model.pb").unlink()
+    with pytest.raises(OSError, match="pbtxt"):
+        parse_saved_model(str(version))
+    (version / "saved_model.pbtxt").unlink()
+    with pytest.raises(OSError, match="does not exist"):
+        parse_saved_model(str(version))
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (b"saved_model_schema_version: 1", "no MetaGraph"),
+        (b"", "no MetaGraph"),
+        (b"meta_graphs { no_such_field: 1 }", "1:.*no_such_field"),
+        (b"meta_graphs {", "not a SavedModel, or only a part"),
+        (b"\xff\xfe", "not UTF-8 at position 0"),
+        (b"meta_graphs { object_graph_def {" * 5000, "not a SavedModel|nested too deeply"),
+        (
+            b"meta_graphs { signature_def { value { inputs { value { " + b"composite_tensor { components { " * 5000,
+            "deep|part",
+        ),
+    ],
+)
+def test_damaged_text(tmp_path: Path, text: bytes, match: str) -> None:
+    (tmp_path / "saved_model.pbtxt").write_bytes(text)
+    refused(tmp_path, CorruptModelError, match)
+
+
+def test_chunks_are_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.cpb").write_bytes(b"")
     assert bundles.has_saved_model(tmp_path)
-    refused(tmp_path, UnsupportedModelError, form)
+    refused(tmp_path, UnsupportedModelError, "TensorFlow Serving does not read.*without experimental_image_format")
 
 
-def test_a_chunked_model_of_today_is_named(models: ModelStore, tmp_path: Path) -> None:
-    """A directory in which TensorFlow itself put saved_model.cpb beside no saved_model.pb."""
-    shutil.copytree(models.pristine("keras3"), tmp_path / "1")
-    (tmp_path / "1" / "saved_model.pb").rename(tmp_path / "1" / "saved_model.cpb")
-    refused(tmp_path / "1", UnsupportedModelError, "chunked")
+@pytest.mark.parametrize("name", bundles.SAVED_MODEL_FORMS[:2])
+def test_what_is_no_file_is_not_opened(tmp_path: Path, name: str) -> None:
+    """A named pipe would keep its reader waiting for ever."""
+    os.mkfifo(tmp_path / name)
+    refused(tmp_path, CorruptModelError, "is no file.*a pipe")
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    refused(tmp_path, CorruptModelError, "is no file.*a directory")
+    (tmp_path / name).rmdir()
+    (tmp_path / name).symlink_to("/dev/zero")
+    refused(tmp_path, CorruptModelError, "is no file.*a device")
+
+
+@pytest.mark.parametrize("target", ["nowhere", "saved_model.pb"])
+def test_links_that_lead_nowhere(tmp_path: Path, target: str) -> None:
+    (tmp_path / "saved_model.pb").symlink_to(target)
+    refused(tmp_path, ModelNotFoundError, "cannot be read")
+
+
+# --------------------------------------------------------------------------------------------------------- the net
+@pytest.mark.parametrize(
+    ("error", "match"),
+    [
+        (IndexError("list index out of range"), "more inputs or outputs.*IndexError: list index out of range"),
+        (KeyError("a"), "names something"),
+        (AssertionError(), "contradict each other.*Received: AssertionError\\."),
+        (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
+        (MemoryError(), "more memory"),
+        (OverflowError("int too big"), "too large"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "not UTF-8"),
+        (TypeError("first line\nsecond line"), "TypeError: first line\\."),
+        (AttributeError("x"), "contradict"),
+        (ValueError("x"), "contradict"),
+        (DecodeError("x"), "DecodeError"),
+        (EncodeError("x"), "EncodeError"),
+        (tf.errors.InvalidArgumentError(None, None, "x"), "InvalidArgumentError: x"),
+    ],
+)
+def test_whatever_damage_makes_python_stumble_over_becomes_an_error_in_words(error: Exception, match: str) -> None:
+    with pytest.raises(CorruptModelError, match=match) as caught, bundles.damaged_as_error(Path("models/1")):
+        raise error
+    assert "\n" not in str(caught.value)
+    assert "models/1" in str(caught.value)
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "full"), KeyboardInterrupt(), SystemExit(), LeakError("x"), StopIteration()]
+)
+def test_what_is_not_damage_passes(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, bundles.damaged_as_error(Path("models/1")):
+        raise error
+    assert caught.value is error
 
 
 @pytest.mark.parametrize("left", [0.0, 0.1, 0.5, 0.99])
@@ -97,8 +232,6 @@ def test_shards_are_counted(version: Path) -> None:
 
 
 def test_a_model_without_variables_needs_none(tmp_path: Path) -> None:
-    import tensorflow as tf
-
     module = tf.Module()
     spec = tf.TensorSpec([None, 4], tf.float32, name="x")
     module.f = tf.function(lambda x: {"y": x @ tf.eye(4)}, input_signature=[spec])
