@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mpru_tf.saved_model import shapes
+from mpru_tf.saved_model.dataflow import Dataflow, of_requests
 from mpru_tf.saved_model.graph import (
     CASE_OPS,
     FIRST_INPUT_OPS,
     IF_OPS,
     WHILE_OPS,
     Call,
-    Dataflow,
     Graph,
     Place,
     Tensor,
@@ -123,7 +123,7 @@ def candidate_of(
     if not info.name:  # sparse and composite outputs have no single tensor
         return None
     start = Place(graph.signature_tensor(info.name))
-    flow = graph.requests
+    flow = of_requests(graph)
     if not is_for_clients(name, signature) or not flow.depends_on_request(start):
         return None
     declared = shapes.from_proto(info.tensor_shape)
@@ -466,7 +466,7 @@ def kind_at(graph: Graph, place: Place, multi_label: bool) -> str | None:
     heads = _SIGMOID_OPS if multi_label else _SOFTMAX_OPS
     if any(node.op in heads for node in graph.readers(place.tensor)):
         return LOGITS
-    made = _classify(graph, graph.requests, graph.source(place))
+    made = _classify(graph, of_requests(graph), graph.source(place))
     return {"linear": LOGITS, "forest": PROBABILITIES, "normalised": PROBABILITIES}.get(made)
 
 
@@ -485,7 +485,7 @@ def _is_float(info: TensorInfo) -> bool:
 
 def weights_behind(graph: Graph, place: Place) -> frozenset[str | bytes]:
     """The variables and large constants of the layer that makes class scores: names, or the constants themselves."""
-    flow = graph.requests
+    flow = of_requests(graph)
     found: set[str | bytes] = set()
     seen: set[Place] = set()
     queue = [place]

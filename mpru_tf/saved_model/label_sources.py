@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpru_tf.saved_model.graph import MAIN, Call, Dataflow, Graph, Place, Tensor, is_for_clients
+from mpru_tf.saved_model.dataflow import Dataflow
+from mpru_tf.saved_model.graph import MAIN, Call, Graph, Place, Tensor, is_for_clients
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.node_def_pb2 import NodeDef

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mpru_tf.errors import LeakError, explain
-from mpru_tf.saved_model.graph import Dataflow, Graph, Place, Tensor, is_for_clients
+from mpru_tf.saved_model.dataflow import Dataflow, of_requests
+from mpru_tf.saved_model.graph import Graph, Place, Tensor, is_for_clients
 from mpru_tf.saved_model.sites import SitePoint
 from mpru_tf.saved_model.splice import Splice
 from mpru_tf.saved_model.structure import tensor_names
@@ -56,7 +57,7 @@ def score_family(graph: Graph, points: Iterable[SitePoint]) -> frozenset[Tensor]
 
     To be taken from the graph as it was before the splice.
     """
-    flow = graph.requests
+    flow = of_requests(graph)
     family: set[Tensor] = set()
     queue = [Place(point.tensor) for point in points if point.meta_graph == graph.index]
     while queue:

@@ -28,7 +28,8 @@ from mpru_tf.saved_model.candidates import (
     kind_at,
     weights_behind,
 )
-from mpru_tf.saved_model.graph import MAIN, Dataflow, Graph, Place, Tensor
+from mpru_tf.saved_model.dataflow import Dataflow
+from mpru_tf.saved_model.graph import MAIN, Graph, Place, Tensor
 from mpru_tf.saved_model.shapes import Shape, spell
 from mpru_tf.saved_model.structure import MOST_CLASSES
 
