@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from mpru_tf.saved_model.dataflow import Dataflow
 from mpru_tf.saved_model.graph import MAIN, Call, Graph, Place, Tensor, is_for_clients
+from mpru_tf.saved_model.packed_strings import unpack
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.node_def_pb2 import NodeDef
@@ -133,29 +134,7 @@ def string_elements(tensor: TensorProto) -> list[bytes] | None:
     """
     if tensor.string_val or not tensor.tensor_content:
         return list(tensor.string_val)
-    # As TensorFlow writes string tensors in one piece: all lengths as varints, then all bytes.
-    content, elements = tensor.tensor_content, _size(tensor)
-    lengths: list[int] = []
-    position = 0
-    while len(lengths) < elements:
-        length = shift = 0
-        while True:
-            if position >= len(content) or shift > 28:
-                return None
-            byte = content[position]
-            position += 1
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            if not byte & 0x80:
-                break
-        lengths.append(length)
-    if position + sum(lengths) != len(content):
-        return None
-    values = []
-    for length in lengths:
-        values.append(content[position : position + length])
-        position += length
-    return values
+    return unpack(tensor.tensor_content, _size(tensor))
 
 
 # ------------------------------------------------------------------------------------------------------------ graphs

@@ -18,6 +18,8 @@ import numpy.typing as npt
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
+from mpru_tf.saved_model.packed_strings import unpack
+
 Array = npt.NDArray[Any]
 
 #: A tensor larger than this cannot be meant: no message that carries its values could be sent. Without the limit a
@@ -133,7 +135,7 @@ def _decode_strings(proto: Any, shape: tuple[int, ...]) -> Array | None:
     if size * 16 > _LARGEST_TENSOR:  # an empty string takes TensorFlow some 16 bytes
         return None
     if proto.tensor_content and size:
-        strings = _split_content(proto.tensor_content, size)
+        strings = unpack(proto.tensor_content, size)
         if strings is None:
             return None
     else:
@@ -142,30 +144,6 @@ def _decode_strings(proto: Any, shape: tuple[int, ...]) -> Array | None:
     array = np.empty(size, object)
     array[:] = strings
     return array.reshape(shape)
-
-
-def _split_content(content: bytes, count: int) -> list[bytes] | None:
-    """Read TensorFlow's packed string list: all lengths as varints, then all bytes."""
-    lengths, position = [], 0
-    for _ in range(count):
-        length = shift = 0
-        while True:
-            if position >= len(content) or shift > 28:
-                return None
-            byte = content[position]
-            position += 1
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        lengths.append(length)
-    if position + sum(lengths) != len(content):
-        return None
-    strings = []
-    for length in lengths:
-        strings.append(content[position : position + length])
-        position += length
-    return strings
 
 
 def _decode_exotic(proto: Any) -> Array | None:
