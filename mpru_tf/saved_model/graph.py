@@ -186,6 +186,7 @@ class Graph:
         self._functions = {function.signature.name: function for function in meta_graph.graph_def.library.function}
         self._scopes: dict[str, Scope] = {}
         self._takes_functions: dict[str, bool] = {}
+        self._known: dict[str, dict[Place, Any]] = {}
 
     # ---------------------------------------------------------------------------------------------- names to things
     @property
@@ -397,19 +398,13 @@ class Graph:
             return []
         return [Place(tensor, place.calls) for tensor in self.scope(place.tensor.scope).inputs(node)]
 
-    @cached_property
-    def known_shapes(self) -> dict[Place, tuple[int | None, ...] | None]:
-        """What :mod:`mpru_tf.saved_model.shapes` has found out already; it lives as long as the graph is unedited."""
-        return _KnownPlaces()
-
-    @cached_property
-    def known_kinds(self) -> dict[Place, str]:
-        """What :mod:`mpru_tf.saved_model.candidates` has found out already; it lives as long."""
-        return _KnownPlaces()
+    def known(self, what: str) -> dict[Place, Any]:
+        """Where a module keeps what it has found out about places; emptied when the graph is edited."""
+        return self._known.setdefault(what, _KnownPlaces())
 
     @cached_property
     def known_flow(self) -> dict[str, Any]:
-        """Where :func:`mpru_tf.saved_model.dataflow.of_requests` keeps its walk; it lives as long."""
+        """Where :func:`mpru_tf.saved_model.dataflow.of_requests` keeps its walk; gone when the graph is edited."""
         return {}
 
     def edited(self, scope: Scope, added: Sequence[NodeDef] = ()) -> None:
@@ -418,8 +413,8 @@ class Graph:
         scope.forget_inputs()
         if scope.function is not None:
             scope.outputs = [scope.function.ret[output.name] for output in scope.function.signature.output_arg]
-        for name in ("known_flow", "known_shapes", "known_kinds"):
-            self.__dict__.pop(name, None)
+        self._known.clear()
+        self.__dict__.pop("known_flow", None)
 
     def dtype(self, tensor: Tensor) -> int | None:
         """The DataType of a tensor, from the op that produces it; None where that is not known."""

@@ -49,7 +49,7 @@ def from_proto(proto: TensorShapeProto) -> Shape | None:
 def static_shape(graph: Graph, place: Place, depth: int = 0) -> Shape | None:
     """The shape that the graph's attributes, weights and constants imply for a tensor."""
     place = graph.source(place)
-    known = graph.known_shapes
+    known: dict[Place, Shape | None] = graph.known("shapes")
     if place in known:
         return known[place]
     known[place] = None  # the answer to whoever asks again in a loop
