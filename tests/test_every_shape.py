@@ -101,6 +101,12 @@ def open_width(m: Weights, x: tf.Tensor) -> dict[str, tf.Tensor]:
     return {"p": tf.nn.softmax(tf.reshape(z, [tf.shape(x)[0], tf.size(z) // tf.shape(x)[0]]))}
 
 
+def by_hand(m: Weights, x: tf.Tensor) -> dict[str, tf.Tensor]:
+    z = m.logits(x)
+    e = tf.exp(z - tf.reduce_max(z, -1, keepdims=True))
+    return {"p": e / tf.reduce_sum(e, -1, keepdims=True), "logits": z, "ids": tf.argmax(z, -1)}
+
+
 def tagged(m: Weights, x: tf.Tensor) -> dict[str, tf.Tensor]:
     z = m.logits(x)
     return {"p": tf.sigmoid(z), "logits": z, "any": tf.cast(tf.sigmoid(z) > 0.5, tf.int32)}
@@ -162,6 +168,19 @@ CASES: dict[str, tuple[dict[str, Answer], tf.TensorSpec, dict[str, Any]]] = {
         *(ANYTHING, {}),
     ),
     "one_position": ({"serving_default": lambda m, x: {"p": tf.nn.softmax((x @ m.w)[:, None, :])}}, ROWS, {}),
+    "renumbered": (
+        {"serving_default": lambda m, x: {"p": tf.gather(tf.nn.softmax(m.logits(x)), [1, 0, 4, 3, 2], axis=-1)}},
+        *(ROWS, {}),
+    ),
+    "with_a_floor": (
+        {"serving_default": lambda m, x: {"p": tf.clip_by_value(tf.nn.softmax(m.logits(x)), 1e-3, 1.0)}},
+        *(ROWS, {}),
+    ),
+    "by_hand": ({"serving_default": by_hand}, ROWS, {}),
+    "also_by_sigmoid": (
+        {"serving_default": lambda m, x: {"p": tf.nn.softmax(m.logits(x)), "any": tf.sigmoid(m.logits(x))}},
+        *(ROWS, {}),
+    ),
     "odd_keys": (
         {
             "a:b/c": lambda m, x: {"p:0": tf.nn.softmax(m.logits(x)), "ids/best": tf.argmax(m.logits(x), -1)},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mpru_tf.saved_model import shapes
 from mpru_tf.saved_model.dataflow import of_requests
-from mpru_tf.saved_model.graph import CASE_OPS, IF_OPS, Graph, Place, Tensor, is_for_clients
+from mpru_tf.saved_model.graph import CASE_OPS, FIRST_INPUT_OPS, IF_OPS, Graph, Place, Tensor, is_for_clients
 from mpru_tf.saved_model.walk import (
     ARITHMETIC_OPS,
     CUTTING_OPS,
@@ -21,7 +21,9 @@ from mpru_tf.saved_model.walk import (
     branches,
     classify,
     collected,
+    head_input,
     is_collected,
+    moves,
     shown_tensor,
     walk_back,
 )
@@ -43,7 +45,8 @@ class Candidate:
         output: the output, as SIG:KEY.
         signature: its signature.
         places: the tensor; several where a condition decides which of them answers.
-        ending: 'softmax', 'sigmoid', 'linear', 'forest', 'normalised', 'mixture' (of sigmoids) or 'other'.
+        ending: 'softmax', 'sigmoid', 'linear', 'forest', 'normalised', 'mixture' (of sigmoids), 'side by side' (of
+            probability vectors, which together are none) or 'other'.
         is_float: whether the output itself holds floating-point numbers.
         shape: of the tensor at :attr:`place`, None for an unknown rank.
         width: length of its last axis, None if the graph does not tell.
@@ -99,9 +102,17 @@ def candidate_of(
         scores = {place.tensor for place in walk.ends}
         shows = held(graph, start, scores, LOGITS, multi_label) != "derived" and not reshaped and not walk.collected
         return candidate(walk.ends, head, declared if shows else None)
+    if kinds == {"softmax"} and len(walk.ends) > 1 and _lie_side_by_side(graph, shown):
+        return candidate([shown], "side by side", declared)
     if kinds == {head} and _is_float(info):  # several heads vote: what leaves the model is the vote, as probabilities
         return candidate([shown], "mixture" if multi_label else "normalised", declared)
+    if kinds == {"sigmoid"} and not multi_label and _is_float(info):
+        return candidate([shown], "sigmoid", declared)
     kind = classify(graph, flow, direct)
+    if kind == "linear" and reshaped and shapes.last_axis(graph, direct) is None:
+        made = shapes.static_shape(graph, direct)
+        if made and made[-1] == 1:  # one number for each of several things that were asked about together
+            return candidate([direct], kind)
     if _is_float(info) and kind in ("linear", "forest", "normalised", "sigmoid"):
         flattened = reshaped and declared is not None and len(declared) == 1
         return candidate([direct], kind) if flattened else candidate([shown if reshaped else direct], kind, declared)
@@ -114,6 +125,15 @@ def candidate_of(
         if not walk.mixed and _is_float(info):
             return candidate([shown], kinds.pop(), declared)
     return candidate([shown], "other", declared)
+
+
+def _lie_side_by_side(graph: Graph, place: Place) -> bool:
+    """Whether a tensor is put together from several whole probability vectors, which together are no distribution."""
+    node = graph.node(place.tensor)
+    if node is None or node.op != "ConcatV2":
+        return False
+    parts = [graph.source(step) for step in graph.inputs_of(place)[:-1]]
+    return sum(head_input(graph, part, SOFTMAX_OPS) is not None for part in parts) > 1
 
 
 def held(
@@ -136,7 +156,8 @@ def held(
     node = graph.node(direct.tensor)
     if node is None:
         return "derived"
-    if node.op in SIGMOID_OPS if multi_label else node.op in SOFTMAX_OPS:
+    scores = head_input(graph, direct, SIGMOID_OPS if multi_label else SOFTMAX_OPS)
+    if scores is not None and (scores.tensor in targets or _reads(graph, direct, targets)):
         return "log_probabilities" if node.op == "LogSoftmax" else PROBABILITIES
     known = {} if known is None else known
     if direct.tensor in known:
@@ -156,13 +177,19 @@ def held(
     return known[direct.tensor]
 
 
-def head_behind(graph: Graph, place: Place, multi_label: bool) -> Place | None:
-    """If a tensor is what a Softmax (in a multi-label model, a Sigmoid) answers: what goes into that; else None."""
-    node = graph.node(place.tensor)
-    inputs = graph.inputs_of(place)
-    if node is None or not inputs or node.op not in (SIGMOID_OPS if multi_label else SOFTMAX_OPS):
-        return None
-    return graph.source(inputs[0])
+def _reads(graph: Graph, place: Place, targets: set[Tensor]) -> bool:
+    """Whether what makes a tensor reads one of ``targets``, reshaped or in another dtype at most."""
+    for _ in range(MAX_STEPS):
+        inputs = graph.inputs_of(place)
+        if not inputs:
+            return False
+        *_, place = way = list(graph.handed_on(inputs[0]))
+        if any(step.tensor in targets for step in way):
+            return True
+        node = graph.node(place.tensor)
+        if node is None or node.op not in RESHAPING_OPS | FIRST_INPUT_OPS:
+            return False
+    return False
 
 
 def kind_at(graph: Graph, place: Place, multi_label: bool) -> str | None:
@@ -170,7 +197,7 @@ def kind_at(graph: Graph, place: Place, multi_label: bool) -> str | None:
     heads = SIGMOID_OPS if multi_label else SOFTMAX_OPS
     if any(node.op in heads for node in graph.readers(place.tensor)):
         return LOGITS
-    made = classify(graph, of_requests(graph), graph.source(place))
+    made = classify(graph, of_requests(graph), shown_tensor(graph, place)[0])
     return {"linear": LOGITS, "forest": PROBABILITIES, "normalised": PROBABILITIES}.get(made)
 
 
@@ -185,6 +212,33 @@ def _known_shape(graph: Graph, place: Place, declared: shapes.Shape | None) -> s
 
 def _is_float(info: TensorInfo) -> bool:
     return info.dtype in FLOATS
+
+
+def linear_behind(graph: Graph, candidate: Candidate) -> list[Place]:
+    """The last linear layers from which an output is computed: a few steps back, at each way's first one."""
+    flow = of_requests(graph)
+    name, key = candidate.signature, candidate.output[len(candidate.signature) + 1 :]
+    queue = [Place(graph.signature_tensor(graph.meta_graph.signature_def[name].outputs[key].name))]
+    found: list[Place] = []
+    seen: set[Place] = set()
+    while queue and len(seen) < MAX_STEPS:
+        place = graph.source(queue.pop())
+        if place in seen:
+            continue
+        seen.add(place)
+        node = graph.node(place.tensor)
+        if node is None or graph.is_request(place.tensor):
+            continue
+        if classify(graph, flow, place) == "linear":
+            found.append(place)
+            continue
+        steps = graph.inputs_of(place)
+        if node.op in IF_OPS | CASE_OPS:
+            steps = branches(graph, place)
+        elif is_collected(graph, place):
+            steps = collected(graph, place)
+        queue.extend(step for step in steps if moves(graph, flow, step))
+    return found
 
 
 def weights_behind(graph: Graph, place: Place) -> frozenset[str | bytes]:

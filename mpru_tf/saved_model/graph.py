@@ -337,12 +337,18 @@ class Graph:
 
         A callee that only passes an argument through is left again: the result then lies in the caller.
         """
+        *_, found = self.handed_on(place)
+        return found
+
+    def handed_on(self, place: Place) -> Iterator[Place]:
+        """A tensor and every earlier one that holds the same value, back to the one that truly produces it."""
         seen: set[Place] = set()
         while place not in seen:
             seen.add(place)
+            yield place
             step = self._step_back(place)
             if step is None:
-                return place
+                return
             if len(seen) > _MOST_STEPS:
                 raise too_tangled(f"tensor {place.tensor} is handed on more than {_MOST_STEPS} times")
             place = step

@@ -31,6 +31,7 @@ from mpru_tf.saved_model.packed_strings import unpack
 if TYPE_CHECKING:
     from tensorflow.core.framework.node_def_pb2 import NodeDef
     from tensorflow.core.framework.tensor_pb2 import TensorProto
+    from tensorflow.core.protobuf.meta_graph_pb2 import AssetFileDef
 
 VOCABULARY, FILE, ANSWERED = 1, 2, 3
 """How strong a source is; the larger number wins."""
@@ -185,6 +186,8 @@ def _answering(
             or (node.op in _GATHER_OPS and len(inputs) > 1 and _is_class_index(graph, inputs[1]))
         ):
             queue.extend(inputs[:1])
+        elif node.op in ("StringJoin", "ReduceJoin"):
+            queue.extend(inputs)
         elif node.op in _CHOICE_OPS:
             queue.extend(inputs[1:])
 
@@ -340,11 +343,26 @@ def _asset(graph: Graph, table: _Table) -> str | None:
     if len(inputs) != 2:
         return None
     names = _written(graph, graph.source(Place(inputs[1], table.calls)))
-    for asset in graph.meta_graph.asset_file_def:
+    for asset in _assets(graph):
         parts = Path(asset.filename).parts
         if graph.scope(MAIN).tensor(asset.tensor_info.name) in names and parts and ".." not in parts:
             return None if Path(asset.filename).is_absolute() else f"assets/{asset.filename}"
     return None
+
+
+def _assets(graph: Graph) -> list[AssetFileDef]:
+    """The assets of a MetaGraph; TensorFlow 1 keeps the list in a collection."""
+    from tensorflow.core.protobuf.meta_graph_pb2 import AssetFileDef
+
+    meta_graph = graph.meta_graph
+    if meta_graph.asset_file_def or "saved_model_assets" not in meta_graph.collection_def:
+        return list(meta_graph.asset_file_def)
+    found = []
+    for packed in meta_graph.collection_def["saved_model_assets"].any_list.value:
+        asset = AssetFileDef()
+        if packed.Unpack(asset):
+            found.append(asset)
+    return found
 
 
 def _written(graph: Graph, place: Place) -> set[Tensor]:

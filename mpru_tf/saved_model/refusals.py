@@ -36,6 +36,9 @@ def unsuitable(found: Sequence[Candidate], chosen: Sequence[Candidate], multi_la
                     valid="an output of shape [batch, n]",
                 )
             )
+    beside = [candidate for candidate in found if candidate.ending == "side by side"]
+    if beside and not chosen:
+        return _side_by_side(beside)
     if multi_label and not chosen:
         return _not_multi_label(found)
     if sigmoids and not chosen:
@@ -57,6 +60,19 @@ def _multi_label(sigmoids: Sequence[Candidate]) -> UnsupportedModelError:
             valid="a model with one score per class whose probabilities sum to one",
             hint="If each class is indeed judged on its own, say so with --multi-label: the forgotten classes then "
             "answer 0, and the others stay as they are.",
+        )
+    )
+
+
+def _side_by_side(beside: Sequence[Candidate]) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        explain(
+            "Several probability vectors lie side by side in one output: together they are no distribution, and the "
+            "classes of one are not those of another.",
+            received=_listed(beside),
+            valid="one class vector per output",
+            hint="Name what goes into the Softmax of the vector that is meant with --site TENSOR (`mpru-tf inspect` "
+            "shows the graph's outputs), or export the vectors as outputs of their own.",
         )
     )
 
@@ -104,7 +120,10 @@ def _no_evidence(found: Sequence[Candidate]) -> UnsupportedModelError:
             received=_listed(found),
             valid=_VALID,
             hint="If an output does hold class scores (made by an op that is not looked into), say which one and what "
-            "it holds: --output SIG:KEY --scores probabilities, or logits.",
+            "it holds: --output SIG:KEY --scores probabilities, or logits."
+            if any(candidate.is_float for candidate in found)
+            else "If they are computed from class scores all the same, name the tensor that holds these: --site TENSOR "
+            "--scores probabilities, or logits.",
         )
     )
 

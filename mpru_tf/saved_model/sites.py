@@ -23,15 +23,16 @@ from mpru_tf.saved_model.candidates import (
     PROBABILITIES,
     Candidate,
     candidate_of,
-    head_behind,
     held,
     kind_at,
+    linear_behind,
     weights_behind,
 )
 from mpru_tf.saved_model.dataflow import Dataflow
 from mpru_tf.saved_model.graph import MAIN, Graph, Place, Tensor
 from mpru_tf.saved_model.shapes import Shape, spell
 from mpru_tf.saved_model.structure import MOST_CLASSES
+from mpru_tf.saved_model.walk import SIGMOID_OPS, SOFTMAX_OPS, head_input
 
 Found = tuple[Graph, Candidate]
 
@@ -253,7 +254,7 @@ def _sites(
         meant = tuple(site for site in sites if not set(choice.outputs).isdisjoint(site.output_kinds))
         if not meant:
             return sites, refusals.not_named(choice.outputs, sites)
-        sites = _joined(meant)
+        sites = _joined(_nearest(meant, choice.outputs))
     if len(sites) > 1:
         return sites, refusals.ambiguous(sites)
     if choice.classes is not None and sites[0].classes != choice.classes:
@@ -334,23 +335,31 @@ def _is_one_vector(shape: Shape | None, ending: str) -> bool:
 
 
 def _called_again(found: list[Found], suited: list[Found], choice: Choice) -> list[Found]:
-    """Linear layers that may be a chosen one called once more, for an output that shows or ranks logits as they are.
+    """Linear layers that may be a chosen one called once more, whatever an output makes of their logits.
 
     One that a chosen tensor is computed from is none: filtered there too, the scores would be filtered twice.
     """
-    others = [entry for entry in found if entry[1].ending == "linear" and entry not in suited]
-    others = [entry for entry in others if _is_class_vector(entry[1], choice)]
     chosen = {(graph.index, place.tensor) for graph, candidate in suited for place in candidate.places}
-    return [
-        (graph, candidate)
-        for graph, candidate in others
-        if not any(
-            index == graph.index
-            and (_depends_on(graph, tensor, {place.tensor}) or _depends_on(graph, place.tensor, {tensor}))
-            for place in candidate.places
-            for index, tensor in chosen
-        )
-    ]
+    again = []
+    for graph, candidate in found:
+        if (graph, candidate) in suited:
+            continue
+        for place in linear_behind(graph, candidate):
+            other = dataclasses.replace(
+                candidate,
+                places=(place,),
+                ending="linear",
+                shape=shapes.static_shape(graph, place),
+                width=shapes.last_axis(graph, place),
+            )
+            apart = not any(
+                index == graph.index
+                and (_depends_on(graph, tensor, {place.tensor}) or _depends_on(graph, place.tensor, {tensor}))
+                for index, tensor in chosen
+            )
+            if apart and _is_class_vector(other, choice):
+                again.append((graph, other))
+    return again
 
 
 def _width(candidate: Candidate, choice: Choice) -> int | None:
@@ -362,12 +371,16 @@ def _binary(found: list[Found], suited: list[Found], choice: Choice) -> Unsuppor
     if any(_width(candidate, choice) != 2 for _, candidate in suited) or (suited and choice.multi_label):
         return None
     lone: dict[str, str] = {}
+    shows_both = False
     for graph, candidate in found:
         key = candidate.output[len(candidate.signature) + 1 :]
         shape = shapes.from_proto(graph.meta_graph.signature_def[candidate.signature].outputs[key].tensor_shape)
         is_one = shape is not None and (len(shape) < 2 or shape[1:] == (1,))
+        shows_both = shows_both or not candidate.is_float or not is_one
         if candidate.is_float and is_one and candidate.ending in ("linear", "sigmoid", "forest"):
             lone[f"{candidate.output} {spell(shape)}"] = candidate.ending
+    if suited and not shows_both:  # of a Softmax over two, one number leaves the model
+        return refusals.binary(", ".join(sorted({candidate.output for _, candidate in suited})))
     # One number is a probability if a Sigmoid makes it; if not, only beside class scores for both classes.
     if not suited and "sigmoid" not in lone.values():
         return None
@@ -452,6 +465,16 @@ def _proven(graph: Graph, place: Place) -> Shape | None:
     return shapes.static_shape(graph, place)
 
 
+def _nearest(meant: tuple[ScoreSite, ...], outputs: Sequence[str]) -> tuple[ScoreSite, ...]:
+    """Of the sites that lead to each named output those that it shows; all, where it shows none."""
+    kept: list[ScoreSite] = []
+    for output in outputs:
+        leading = [site for site in meant if output in site.output_kinds]
+        showing = [site for site in leading if site.output_kinds[output] != "derived"]
+        kept.extend(showing or leading)
+    return tuple(site for site in meant if site in kept)
+
+
 def _joined(named: tuple[ScoreSite, ...]) -> tuple[ScoreSite, ...]:
     """One site of all that were named, if they have as many classes as each other."""
     first = named[0]
@@ -513,11 +536,13 @@ def _named_tensors(
         for site in sites
         if any((graph.index, tensor) in {(p.meta_graph, p.tensor) for p in site.points} for graph, tensor in named)
     )
-    if holding:
+    known = {(point.meta_graph, point.tensor) for site in holding for point in site.points}
+    rest = [(graph, tensor) for graph, tensor in named if (graph.index, tensor) not in known]
+    if holding and not rest:
         return _joined(holding)
-    points: list[SitePoint] = []
-    for graph, tensor in named:
-        place = head_behind(graph, Place(tensor), choice.multi_label) or Place(tensor)
+    points = [point for site in holding for point in site.points]
+    for graph, tensor in rest:
+        place = head_input(graph, Place(tensor), SIGMOID_OPS if choice.multi_label else SOFTMAX_OPS) or Place(tensor)
         kind = kind_at(graph, place, choice.multi_label) or choice.scores
         if kind is None:
             raise refusals.unclear_scores(tensor)

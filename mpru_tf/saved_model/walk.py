@@ -24,7 +24,8 @@ _SELECTING_OPS = _ops(
     """
     ArgMax ArgMin TopK TopKV2 Max Min GatherV2 Gather GatherNd StridedSlice Slice LookupTableFind LookupTableFindV2
     AsString StringFormat ConcatV2 Pack Unpack Split SplitV Tile ReverseV2 OneHot Equal Greater GreaterEqual Less
-    LessEqual Transpose
+    LessEqual Transpose Where LogicalAnd LogicalOr LogicalNot StringJoin ReduceJoin UnsortedSegmentJoin StringUpper
+    StringLower StaticRegexReplace RegexReplace EncodeBase64 SerializeTensor
     """
 )
 # Arithmetic after the scores (percentages, rounding, clipping, ensembles of several heads).
@@ -35,6 +36,10 @@ ARITHMETIC_OPS = _ops(
     QuantizeAndDequantizeV2 QuantizeAndDequantizeV3 QuantizeAndDequantizeV4
     """
 )
+# With a constant, a class of probability 0 comes out with another one.
+_FLOOR_OPS = _ops("Add AddV2 ClipByValue Maximum")
+# Behind these a class may have another index.
+_RENUMBERING_OPS = _ops("GatherV2 ReverseV2 StridedSlice Slice ConcatV2")
 # The same numbers, some of them or in another order.
 CUTTING_OPS = _ops("StridedSlice Slice Transpose ConcatV2 Pack")
 # What may lie between a sum and the division by it.
@@ -98,8 +103,9 @@ def walk_back(
         node = graph.node(place.tensor)
         op = node.op if node is not None else "argument"
         inputs = graph.inputs_of(place)
-        if op in heads and inputs:
-            walk.ends[before_reshapes(graph, graph.source(inputs[0]))] = head
+        scores = head_input(graph, place, heads)
+        if scores is not None:
+            walk.ends[before_reshapes(graph, scores)] = head
         elif op in IF_OPS | CASE_OPS | MERGE_OPS:
             ways = branches(graph, place) if op not in MERGE_OPS else _not_from_last_turn(graph, inputs)
             moving = [way for way in ways if flow.depends_on_request(way)]
@@ -128,6 +134,8 @@ def walk_back(
             queue.append(inputs[0])
         elif op in _ARRAY_READ_OPS and inputs:
             queue.append(inputs[-1])
+        elif op in _FLOOR_OPS | _RENUMBERING_OPS and _is_another_vector(graph, flow, place, heads):
+            walk.ends[place] = _behind({head}, head)
         elif op in RESHAPING_OPS | _SELECTING_OPS or (
             op in ARITHMETIC_OPS and classify(graph, flow, place) == "arithmetic"
         ):
@@ -138,6 +146,67 @@ def walk_back(
         else:
             walk.ends[place] = classify(graph, flow, place)
     return walk
+
+
+def _is_another_vector(graph: Graph, flow: Dataflow, place: Place, heads: frozenset[str]) -> bool:
+    """Whether probabilities go in and come out with a class at another index, or with none of probability 0.
+
+    Filtered before that, the class that answers to the forgotten index would be another one, or not get 0. (One number
+    picked from each row is no vector: it follows what is filtered before.)
+    """
+    known: dict[Place, bool] = graph.known(f"another vector, {len(heads)}")
+    if place not in known:
+        known[place] = False
+        known[place] = _changes_vector(graph, flow, place, heads)
+    return known[place]
+
+
+def _changes_vector(graph: Graph, flow: Dataflow, place: Place, heads: frozenset[str]) -> bool:
+    node = graph.node(place.tensor)
+    assert node is not None
+    inputs = graph.inputs_of(place)
+    steps = [step for step in inputs if moves(graph, flow, step)]
+    if len(steps) != 1 or (node.op not in _FLOOR_OPS and steps[0] != inputs[0]):
+        return False
+    ends = walk_back(graph, flow, steps[0], heads).ends.values()
+    if set(ends) not in ({"softmax"}, {"sigmoid"}):
+        return False
+    before, after = shapes.static_shape(graph, steps[0]), shapes.static_shape(graph, place)
+    if before is None or after is None or len(before) != len(after) or not 0 < len(after) < 3:
+        return False
+    if after[-1] is None or after[-1] < 2:
+        return False
+    if node.op in _FLOOR_OPS:  # what is added in the turns of a loop is an argument, and no constant
+        others = (graph.node(graph.source(step).tensor) for step in inputs if step != steps[0])
+        return all(other is not None and other.op == "Const" for other in others)
+    return before[-1] != after[-1] or node.op in ("GatherV2", "ReverseV2")
+
+
+def head_input(graph: Graph, place: Place, heads: frozenset[str]) -> Place | None:
+    """What goes into the Softmax (or the Sigmoid) that makes a tensor; None if another op makes it.
+
+    exp(z), or exp(z - max z), divided by its own sum is a Softmax too: so it is written by hand, and by JAX.
+    """
+    node = graph.node(place.tensor)
+    inputs = graph.inputs_of(place)
+    if node is None or not inputs:
+        return None
+    if node.op in heads:
+        return graph.source(inputs[0])
+    if heads is not SOFTMAX_OPS or node.op not in ("RealDiv", "Div") or len(inputs) != 2:
+        return None
+    power, total = (graph.source(step) for step in inputs)
+    made_by = graph.node(power.tensor)
+    if made_by is None or made_by.op != "Exp" or not _is_sum_of(graph, total, power, exactly=True):
+        return None
+    z = graph.source(graph.inputs_of(power)[0])
+    made_by = graph.node(z.tensor)
+    if made_by is not None and made_by.op == "Sub":
+        left, right = (graph.source(step) for step in graph.inputs_of(z))
+        largest = graph.node(right.tensor)
+        if largest is not None and largest.op == "Max" and graph.source(graph.inputs_of(right)[0]) == left:
+            return left
+    return z
 
 
 def moves(graph: Graph, flow: Dataflow, step: Place) -> bool:
@@ -262,16 +331,27 @@ def _mixes_softmaxes(graph: Graph, flow: Dataflow, place: Place) -> bool:
     return len(moving) > 1 and all(set(walk_back(graph, flow, step).ends.values()) == {"softmax"} for step in moving)
 
 
-def _is_sum_of(graph: Graph, divisor: Place, dividend: Place) -> bool:
-    """Whether ``divisor`` is the dividend's own sum (perhaps clipped away from zero, or plus a constant)."""
+def _is_sum_of(graph: Graph, divisor: Place, dividend: Place, exactly: bool = False) -> bool:
+    """Whether ``divisor`` is the dividend's own sum (perhaps clipped away from zero, or plus a constant).
+
+    Args:
+        graph: the MetaGraph.
+        divisor: what is divided by.
+        dividend: what is divided.
+        exactly: whether nothing that changes the sum may lie between.
+    """
     for _ in range(3):
         node = graph.node(divisor.tensor)
         if node is None:
             return False
         inputs = [graph.source(step) for step in graph.inputs_of(divisor)]
         if node.op == "Sum":
+            summed = graph.node(inputs[0].tensor) if inputs else None
+            if summed is not None and summed.op == "Abs":  # an L1 norm
+                inputs = [graph.source(step) for step in graph.inputs_of(inputs[0])]
             return bool(inputs) and inputs[0] == dividend
-        if node.op not in _AROUND_SUM_OPS or not inputs:
+        around = RESHAPING_OPS | {"BroadcastTo"} if exactly else _AROUND_SUM_OPS
+        if node.op not in around or not inputs:
             return False
         divisor = inputs[0]
     return False

@@ -104,7 +104,7 @@ EARLY: dict[str, Answer] = {
     },
     "by_a_branch": lambda x: {
         "p": tf.nn.softmax(x @ W),
-        "h": tf.cond(tf.reduce_sum(x @ W) > 0, lambda: tf.constant(1), lambda: tf.constant(2)),
+        "h": tf.cond(tf.reduce_sum(x @ V) > 0, lambda: tf.constant(1), lambda: tf.constant(2)),
     },
 }
 
@@ -137,7 +137,7 @@ def before_the_vote(x: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def before_the_division(x: tf.Tensor) -> dict[str, tf.Tensor]:
-    e = tf.exp(x @ W)
+    e = tf.nn.softplus(x @ W)
     return {"p": e / tf.reduce_sum(e, -1, keepdims=True), "id": tf.argmax(e, -1)}
 
 

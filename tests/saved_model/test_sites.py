@@ -40,6 +40,10 @@ def normalised(z: tf.Tensor, divisor: Callable[[tf.Tensor], tf.Tensor]) -> tf.Te
     return e / divisor(e)
 
 
+def shared(e: tf.Tensor) -> tf.Tensor:
+    return e / tf.reduce_sum(e, -1, keepdims=True)
+
+
 def experts(x: tf.Tensor) -> tf.Tensor:
     each = tf.stack([tf.nn.softmax(x @ W), tf.nn.softmax(x @ V)], 1)
     return tf.einsum("be,bec->bc", tf.nn.softmax(x @ GATE), each)
@@ -134,8 +138,8 @@ ACCEPTED: dict[str, tuple[Answer, str, str | tuple[str, ...], dict[str, str]]] =
         *(LOGITS, "MatMul", {"p": "probabilities"}),
     ),
     "divided_by_sum": (
-        lambda x: {"p": normalised(logits(x), lambda e: tf.reduce_sum(e, -1, keepdims=True))},
-        *(PROBABILITIES, "RealDiv", {"p": "probabilities"}),
+        lambda x: {"p": normalised(logits(x), lambda e: tf.reduce_sum(e, -1, keepdims=True)), "z": logits(x)},
+        *(LOGITS, ("AddV2", "AddV2"), {"p": "probabilities", "z": "logits"}),
     ),
     "divided_by_clipped_sum": (
         lambda x: {"p": normalised(logits(x), lambda e: tf.maximum(tf.reduce_sum(e, -1, keepdims=True), 1e-9))},
@@ -145,7 +149,43 @@ ACCEPTED: dict[str, tuple[Answer, str, str | tuple[str, ...], dict[str, str]]] =
         lambda x: {
             "p": normalised(logits(x), lambda e: tf.broadcast_to(tf.reduce_sum(e, -1, keepdims=True), tf.shape(e)))
         },
+        *(LOGITS, "AddV2", {"p": "probabilities"}),
+    ),
+    "other_positive_numbers_divided_by_sum": (
+        lambda x: {"p": shared(tf.nn.softplus(logits(x)))},
         *(PROBABILITIES, "RealDiv", {"p": "probabilities"}),
+    ),
+    "divided_by_l1_norm": (
+        lambda x: {"p": tf.linalg.normalize(tf.nn.softplus(logits(x)), 1, axis=-1)[0]},
+        *(PROBABILITIES, "RealDiv", {"p": "probabilities"}),
+    ),
+    "renumbered": (
+        lambda x: {"p": tf.gather(tf.nn.softmax(logits(x)), [1, 0, 3, 2], axis=-1)},
+        *(PROBABILITIES, "GatherV2", {"p": "probabilities"}),
+    ),
+    "reversed": (
+        lambda x: {"p": tf.reverse(tf.nn.softmax(logits(x)), [-1])},
+        *(PROBABILITIES, "ReverseV2", {"p": "probabilities"}),
+    ),
+    "clipped": (
+        lambda x: {"p": tf.clip_by_value(tf.nn.softmax(logits(x)), 1e-7, 1.0)},
+        *(PROBABILITIES, "Maximum", {"p": "probabilities"}),
+    ),
+    "with_a_floor": (
+        lambda x: {"p": 0.9 * tf.nn.softmax(logits(x)) + 0.025},
+        *(PROBABILITIES, "AddV2", {"p": "probabilities"}),
+    ),
+    "clipped_beside_the_softmax": (
+        lambda x: {"p": (p := tf.nn.softmax(logits(x))), "log": tf.math.log(tf.maximum(p, 1e-7))},
+        *(LOGITS, "AddV2", {"p": "probabilities", "log": "derived"}),
+    ),
+    "in_words": (
+        lambda x: {"s": tf.strings.reduce_join(tf.strings.as_string(tf.nn.softmax(logits(x))), -1, separator=",")},
+        *(LOGITS, "AddV2", {"s": "derived"}),
+    ),
+    "those_above_a_threshold": (
+        lambda x: {"where": tf.where(tf.nn.softmax(logits(x)) > 0.3)},
+        *(LOGITS, "AddV2", {"where": "derived"}),
     ),
     "vote": (
         lambda x: {"p": (tf.nn.softmax(x @ W) + tf.nn.softmax(x @ V)) / 2.0},
@@ -251,6 +291,19 @@ REFUSED: dict[str, tuple[Answer, str]] = {
     ),
     "features": (lambda x: {"features": tf.math.log(x @ W + 0.1)}, "No output"),
     "a_box_and_whether_there_is_one": (lambda x: {"box": x @ W, "there": tf.sigmoid(x @ ONE)}, "one of two classes"),
+    "two_vectors_side_by_side": (
+        lambda x: {"p": tf.concat([tf.nn.softmax(x @ W), tf.nn.softmax(x @ GATE)], -1)},
+        "side by side",
+    ),
+    "a_score_for_each_candidate": (
+        lambda x: {"z": tf.squeeze(tf.stack([x] * CLASSES, 1) @ ONE, -1)},
+        "every position",
+    ),
+    "one_of_two_probabilities": (lambda x: {"p": tf.nn.softmax(x @ GATE)[:, 1]}, "one of two classes"),
+    "one_sigmoid_per_class": (
+        lambda x: {"p": tf.concat([tf.sigmoid(x @ ONE), tf.sigmoid(-(x @ ONE)), tf.sigmoid(2 * (x @ ONE))], -1)},
+        "--multi-label",
+    ),
     "detections": (
         lambda x: {
             "scores": tf.sigmoid(x[:, :, None] @ W[None, :1]),
@@ -366,6 +419,36 @@ def test_a_linear_layer_may_hold_probabilities() -> None:
     assert (
         survey([traced(lambda x: {"p": tf.nn.softmax(x @ W)})], Choice(scores=PROBABILITIES)).the_site().kind == LOGITS
     )
+
+
+def test_a_named_output_means_the_scores_that_it_shows() -> None:
+    """Not another Softmax on the way to them: attention, a gate, a coarser head."""
+
+    def f(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        attention = tf.nn.softmax(x @ GATE)
+        return {"p": tf.nn.softmax((x @ W) * attention[:, :1] + (x @ V) * attention[:, 1:]), "attention": attention}
+
+    read = traced(f)
+    assert isinstance(survey([read]).refusal, AmbiguousSiteError)
+    site = survey([read], Choice(("serving_default:p",))).the_site()
+    assert (site.classes, site.output_kinds) == (CLASSES, {"serving_default:p": "probabilities"})
+    coarse = survey([read], Choice(("serving_default:attention",))).the_site()
+    assert coarse.output_kinds == {"serving_default:attention": "probabilities", "serving_default:p": "derived"}
+
+
+def test_the_same_layer_is_found_again_whatever_is_made_of_it() -> None:
+    def f(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {
+            "p": tf.nn.softmax(logits(x)),
+            "s": tf.sigmoid(logits(x)),
+            "energy": tf.reduce_logsumexp(logits(x), -1),
+            "t": tf.tanh(logits(x)),
+        }
+
+    read = traced(f)
+    site = survey([read]).the_site()
+    assert len(site.points) == 4
+    assert site.outputs == tuple(f"serving_default:{key}" for key in ("energy", "p", "s", "t"))
 
 
 def test_the_ending_of_a_named_output_decides() -> None:
