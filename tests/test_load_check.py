@@ -76,6 +76,42 @@ def test_whatever_the_tags_are_the_model_is_loaded_and_asked(tmp_path: Path, tag
     assert mpru_tf.forget(tmp_path, [1]).load_check["status"] == "passed"
 
 
+def test_a_model_that_answers_at_random_is_not_held_against_itself(tmp_path: Path) -> None:
+    module = saved_models._Module(1)
+
+    def answer(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"p": tf.nn.softmax(module.scores(tf.nn.dropout(x, 0.5)))}
+
+    saved_models._save(tmp_path / "1", module, {"serving_default": answer})
+    check = mpru_tf.forget(tmp_path, [1]).load_check
+    assert check["status"] == "passed"
+    assert "does not answer the same twice at serving_default:p" in check["detail"]
+
+
+def test_a_batch_in_one_long_row_is_read_as_rows(tmp_path: Path) -> None:
+    module = saved_models._Module(1)
+
+    def answer(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"p": tf.reshape(tf.nn.softmax(module.scores(x)), [-1])}
+
+    saved_models._save(tmp_path / "1", module, {"serving_default": answer})
+    result = mpru_tf.forget(tmp_path, [1])
+    assert result.load_check["status"] == "passed"
+    assert mpru_tf.verify(result.path).passed
+
+
+def test_rows_that_did_not_sum_to_one_are_told(tmp_path: Path) -> None:
+    module = saved_models._Module(1)
+
+    def answer(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"p": tf.nn.softmax(module.scores(x))[:, 1:]}  # without the background class
+
+    saved_models._save(tmp_path / "1", module, {"serving_default": answer})
+    result = mpru_tf.forget(tmp_path, [1])
+    assert result.classes == 9
+    assert "rows of serving_default:p summed to other numbers than 1" in result.load_check["detail"]
+
+
 def well_behaved(path: Path) -> Path:
     return misbehaving(path, lambda: tf.constant(0))
 

@@ -111,7 +111,35 @@ def tensorflow_1(path: Path) -> None:
         v1.saved_model.simple_save(session, str(path), {"x": x}, outputs, legacy_init_op=v1.tables_initializer())
 
 
-MAKERS = {maker.__name__: maker for maker in (constants, table, text_file, tensorflow_1)}
+def tensorflow_1_file(path: Path) -> None:
+    """A table read from an asset that the MetaGraph lists in a collection."""
+    v1 = tf.compat.v1
+    file = path.parent / "people.txt"
+    file.write_text("".join(f"{name}\n" for name in PEOPLE), encoding="utf-8")
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [None, 6], name="x")
+        p = tf.nn.softmax(x @ v1.get_variable("w", [6, len(PEOPLE)], initializer=v1.random_normal_initializer(seed=1)))
+        initializer = tf.lookup.TextFileInitializer(
+            str(file), tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER, tf.string, tf.lookup.TextFileIndex.WHOLE_LINE
+        )
+        name = tf.lookup.StaticHashTable(initializer, "?").lookup(tf.argmax(p, -1))
+        session.run([v1.global_variables_initializer(), v1.tables_initializer()])
+        info = v1.saved_model.utils.build_tensor_info
+        signature = v1.saved_model.signature_def_utils.build_signature_def(
+            {"x": info(x)}, {"p": info(p), "name": info(name)}, "tensorflow/serving/predict"
+        )
+        builder = v1.saved_model.builder.SavedModelBuilder(str(path))
+        builder.add_meta_graph_and_variables(
+            session,
+            ["serve"],
+            {"serving_default": signature},
+            assets_collection=v1.get_collection(v1.GraphKeys.ASSET_FILEPATHS),
+            main_op=v1.tables_initializer(),
+        )
+        builder.save()
+
+
+MAKERS = {maker.__name__: maker for maker in (constants, table, text_file, tensorflow_1, tensorflow_1_file)}
 
 
 def redaction_of(*forgotten: int, labels: list[str] = PEOPLE) -> Redaction:

@@ -107,6 +107,8 @@ def candidate_of(
     if kinds == {head} and _is_float(info):  # several heads vote: what leaves the model is the vote, as probabilities
         return candidate([shown], "mixture" if multi_label else "normalised", declared)
     if kinds == {"sigmoid"} and not multi_label and _is_float(info):
+        if walk.calculated and all(shapes.last_axis(graph, place) is None for place in walk.ends):
+            return candidate(list(walk.ends)[:1], "sigmoid")  # p and 1 - p side by side
         return candidate([shown], "sigmoid", declared)
     kind = classify(graph, flow, direct)
     if kind == "linear" and reshaped and shapes.last_axis(graph, direct) is None:

@@ -376,6 +376,7 @@ def _binary(found: list[Found], suited: list[Found], choice: Choice) -> Unsuppor
         key = candidate.output[len(candidate.signature) + 1 :]
         shape = shapes.from_proto(graph.meta_graph.signature_def[candidate.signature].outputs[key].tensor_shape)
         is_one = shape is not None and (len(shape) < 2 or shape[1:] == (1,))
+        is_one = is_one or (candidate.ending == "sigmoid" and candidate.width == 1)  # shown beside 1 - p
         shows_both = shows_both or not candidate.is_float or not is_one
         if candidate.is_float and is_one and candidate.ending in ("linear", "sigmoid", "forest"):
             lone[f"{candidate.output} {spell(shape)}"] = candidate.ending

@@ -300,6 +300,10 @@ REFUSED: dict[str, tuple[Answer, str]] = {
         "every position",
     ),
     "one_of_two_probabilities": (lambda x: {"p": tf.nn.softmax(x @ GATE)[:, 1]}, "one of two classes"),
+    "a_sigmoid_beside_its_complement": (
+        lambda x: {"p": tf.concat([1.0 - tf.sigmoid(x @ ONE), tf.sigmoid(x @ ONE)], -1)},
+        "one of two classes",
+    ),
     "one_sigmoid_per_class": (
         lambda x: {"p": tf.concat([tf.sigmoid(x @ ONE), tf.sigmoid(-(x @ ONE)), tf.sigmoid(2 * (x @ ONE))], -1)},
         "--multi-label",
