@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from mpru_tf.errors import CorruptModelError, explain
 from mpru_tf.manifest import MANIFEST, Manifest
 from mpru_tf.planning import NothingNew, Plan, Wishes, plan
 from mpru_tf.saved_model import bundle as bundles
@@ -231,6 +232,15 @@ def _write_fingerprint(directory: Path) -> None:
         fingerprint = bytes(fingerprinting.CreateFingerprintDef(str(directory)))
     except fingerprinting.FingerprintException:
         return  # a name that it does not expect; saved_model.save writes none then, and servers need none
+    except RuntimeError as error:  # a failed CHECK of protobuf's: a node without an attribute that its op has
+        raise CorruptModelError(
+            explain(
+                "TensorFlow cannot take the fingerprint of the graph.",
+                received=str(error),
+                valid="nodes with all attributes of their ops",
+                hint="The SavedModel is damaged; copy the version directory again, or export the model again.",
+            )
+        ) from error
     (directory / bundles.FINGERPRINT_PB).write_bytes(fingerprint)
 
 
