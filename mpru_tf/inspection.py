@@ -14,7 +14,8 @@ from mpru_tf.manifest import Manifest, read_manifest
 from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model import shapes
 from mpru_tf.saved_model.graph import is_for_clients
-from mpru_tf.saved_model.sites import Choice, ScoreSite, SeenTensor, survey
+from mpru_tf.saved_model.score_site import Choice, ScoreSite, SeenTensor
+from mpru_tf.saved_model.sites import survey
 from mpru_tf.saved_model.splice import unsplice
 from mpru_tf.versions import find_version
 

@@ -33,8 +33,8 @@ from mpru_tf.worker import ASKING, LOADING, Report
 
 if TYPE_CHECKING:
     from mpru_tf.filters import FilterSpec
+    from mpru_tf.saved_model.score_site import ScoreSite
     from mpru_tf.saved_model.session import LoadedModel
-    from mpru_tf.saved_model.sites import ScoreSite
     from mpru_tf.saved_model.splice import Splice
 
     Values = dict[str, npt.NDArray[Any]]

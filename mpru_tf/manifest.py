@@ -16,7 +16,7 @@ from typing import Any
 
 from mpru_tf.errors import ManifestError, explain
 from mpru_tf.saved_model.bundle import SAVED_MODEL_FORMS, SAVED_MODEL_PB, index_digest
-from mpru_tf.saved_model.sites import Choice
+from mpru_tf.saved_model.score_site import Choice
 from mpru_tf.saved_model.splice import Splice
 
 MANIFEST = "assets.extra/mpru_manifest.json"

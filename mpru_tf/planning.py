@@ -31,7 +31,8 @@ from mpru_tf.saved_model import structure
 from mpru_tf.saved_model.graph import is_for_clients
 from mpru_tf.saved_model.leaks import LeakGate, refuse, score_family
 from mpru_tf.saved_model.prune import drop_output, prune
-from mpru_tf.saved_model.sites import Choice, survey
+from mpru_tf.saved_model.score_site import Choice
+from mpru_tf.saved_model.sites import survey
 from mpru_tf.saved_model.splice import splice, unused_prefixes
 from mpru_tf.versions import VersionDirectory, find_version, list_versions
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from mpru_tf.filters import FilterSpec
     from mpru_tf.saved_model.bundle import Bundle
     from mpru_tf.saved_model.graph import Graph
-    from mpru_tf.saved_model.sites import ScoreSite
+    from mpru_tf.saved_model.score_site import ScoreSite
     from mpru_tf.saved_model.splice import Splice
 
 

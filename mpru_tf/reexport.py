@@ -16,7 +16,7 @@ from mpru_tf.errors import CorruptModelError, explain
 from mpru_tf.manifest import MANIFEST, Manifest
 from mpru_tf.planning import NothingNew, Plan, Wishes, plan
 from mpru_tf.saved_model import bundle as bundles
-from mpru_tf.saved_model.sites import Choice
+from mpru_tf.saved_model.score_site import Choice
 from mpru_tf.versions import find_version, link_tree, list_versions, publish, staged
 from mpru_tf.worker import prepare
 

@@ -25,7 +25,8 @@ from mpru_tf.load_check import SOURCE, Check, source_is_broken
 from mpru_tf.manifest import Manifest, read_manifest
 from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.leaks import LeakGate, refuse, score_family
-from mpru_tf.saved_model.sites import ScoreSite, SitePoint, survey
+from mpru_tf.saved_model.score_site import ScoreSite, SitePoint
+from mpru_tf.saved_model.sites import survey
 from mpru_tf.saved_model.splice import Splice, filter_alone
 from mpru_tf.versions import find_version
 

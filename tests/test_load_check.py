@@ -20,7 +20,8 @@ from mpru_tf.filters import FilterSpec, make_filter
 from mpru_tf.load_check import _difference, _wrong, filters
 from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.candidates import LOGITS, PROBABILITIES
-from mpru_tf.saved_model.sites import ScoreSite, survey
+from mpru_tf.saved_model.score_site import ScoreSite
+from mpru_tf.saved_model.sites import survey
 from mpru_tf.saved_model.splice import filter_alone, splice
 from mpru_tf.verification import check_before_publishing
 from mpru_tf.worker import Limits

@@ -14,7 +14,7 @@ from conftest import ModelStore
 import mpru_tf
 from mpru_tf.errors import ManifestError
 from mpru_tf.manifest import FORMAT_VERSION, MANIFEST, Manifest, read_manifest
-from mpru_tf.saved_model.sites import Choice
+from mpru_tf.saved_model.score_site import Choice
 from mpru_tf.saved_model.splice import Splice
 
 SPLICE = Splice(

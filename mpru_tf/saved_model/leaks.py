@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from mpru_tf.errors import LeakError, explain
 from mpru_tf.saved_model.dataflow import Dataflow, of_requests
 from mpru_tf.saved_model.graph import Graph, Place, Tensor, is_for_clients
-from mpru_tf.saved_model.sites import SitePoint
+from mpru_tf.saved_model.score_site import SitePoint
 from mpru_tf.saved_model.splice import Splice
 from mpru_tf.saved_model.structure import tensor_names
 

@@ -12,7 +12,7 @@ from mpru_tf.saved_model.shapes import spell
 if TYPE_CHECKING:
     from mpru_tf.saved_model.candidates import Candidate
     from mpru_tf.saved_model.graph import Tensor
-    from mpru_tf.saved_model.sites import ScoreSite
+    from mpru_tf.saved_model.score_site import ScoreSite
 
 _VALID = "an output of shape [batch, n] with one probability or logit for each of n >= 2 classes"
 

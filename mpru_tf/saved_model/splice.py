@@ -16,7 +16,7 @@ from mpru_tf.errors import CorruptModelError, explain
 from mpru_tf.saved_model.bundle import FILTER_PREFIX
 from mpru_tf.saved_model.candidates import LOGITS
 from mpru_tf.saved_model.graph import MAIN, Graph, Scope, Tensor, op_def
-from mpru_tf.saved_model.sites import SitePoint
+from mpru_tf.saved_model.score_site import SitePoint
 
 if TYPE_CHECKING:
     from tensorflow.core.framework.graph_pb2 import GraphDef

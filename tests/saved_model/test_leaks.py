@@ -18,7 +18,8 @@ from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.candidates import LOGITS, PROBABILITIES
 from mpru_tf.saved_model.graph import Graph, Place, Tensor
 from mpru_tf.saved_model.leaks import Leak, LeakGate, refuse, score_family
-from mpru_tf.saved_model.sites import SitePoint, survey
+from mpru_tf.saved_model.score_site import SitePoint
+from mpru_tf.saved_model.sites import survey
 from mpru_tf.saved_model.splice import Splice, splice
 
 CLASSES = 4

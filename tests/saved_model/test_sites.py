@@ -18,7 +18,8 @@ from mpru_tf.errors import AmbiguousSiteError, UnsupportedModelError
 from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.candidates import LOGITS, PROBABILITIES
 from mpru_tf.saved_model.graph import Graph, Place
-from mpru_tf.saved_model.sites import Choice, ScoreSite, Survey, survey
+from mpru_tf.saved_model.score_site import Choice, ScoreSite
+from mpru_tf.saved_model.sites import Survey, survey
 
 CLASSES = 4
 RANDOM = np.random.default_rng(0)

@@ -21,7 +21,8 @@ from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.bundle import Bundle
 from mpru_tf.saved_model.candidates import LOGITS, PROBABILITIES
 from mpru_tf.saved_model.graph import MAIN, Graph, Tensor, op_def
-from mpru_tf.saved_model.sites import SitePoint, survey
+from mpru_tf.saved_model.score_site import SitePoint
+from mpru_tf.saved_model.sites import survey
 from mpru_tf.saved_model.splice import filter_alone, splice, unsplice, unused_prefixes
 
 CLASSES = 4
