@@ -193,11 +193,22 @@ def _called_again(found: list[Found], suited: list[Found], choice: Choice) -> li
     One that a chosen tensor is computed from is none: filtered there too, the scores would be filtered twice.
     """
     chosen = {(graph.index, place.tensor) for graph, candidate in suited for place in candidate.places}
+    taken = {id(candidate) for _, candidate in suited}
+    apart: dict[tuple[int, Tensor], bool] = {}
     again = []
     for graph, candidate in found:
-        if (graph, candidate) in suited:
+        if id(candidate) in taken:
             continue
         for place in linear_behind(graph, candidate):
+            here = (graph.index, place.tensor)
+            if here not in apart:
+                apart[here] = here not in chosen and not any(
+                    index == graph.index
+                    and (_depends_on(graph, tensor, {place.tensor}) or _depends_on(graph, place.tensor, {tensor}))
+                    for index, tensor in chosen
+                )
+            if not apart[here]:
+                continue
             other = dataclasses.replace(
                 candidate,
                 places=(place,),
@@ -205,12 +216,7 @@ def _called_again(found: list[Found], suited: list[Found], choice: Choice) -> li
                 shape=shapes.static_shape(graph, place),
                 width=shapes.last_axis(graph, place),
             )
-            apart = not any(
-                index == graph.index
-                and (_depends_on(graph, tensor, {place.tensor}) or _depends_on(graph, place.tensor, {tensor}))
-                for index, tensor in chosen
-            )
-            if apart and _is_class_vector(other, choice):
+            if _is_class_vector(other, choice):
                 again.append((graph, other))
     return again
 
@@ -229,7 +235,8 @@ def _binary(found: list[Found], suited: list[Found], choice: Choice) -> Unsuppor
         key = candidate.output[len(candidate.signature) + 1 :]
         shape = shapes.from_proto(graph.meta_graph.signature_def[candidate.signature].outputs[key].tensor_shape)
         is_one = shape is not None and (len(shape) < 2 or shape[1:] == (1,))
-        is_one = is_one or (candidate.ending == "sigmoid" and candidate.width == 1)  # shown beside 1 - p
+        beside = candidate.ending == "sigmoid" and candidate.width == 1  # p, shown beside 1 - p
+        is_one = is_one or (beside and shape is not None and len(shape) == 2)
         shows_both = shows_both or not candidate.is_float or not is_one
         if candidate.is_float and is_one and candidate.ending in ("linear", "sigmoid", "forest"):
             lone[f"{candidate.output} {spell(shape)}"] = candidate.ending
@@ -266,19 +273,22 @@ def _grouped(
     even when they have the same length. Those seen ``again`` count only as copies of one that was chosen.
     """
     copies: list[_Copy] = []
+    holding: dict[SitePoint, _Copy] = {}
+    taken = {id(candidate) for _, candidate in chosen}
     for graph, candidate in (*chosen, *again):
         width = _width(candidate, choice)
         assert width is not None  # _is_class_vector has seen to it
         points = [_point(graph, place, kind, width, candidate) for place in candidate.places]
-        same = next((copy for copy in copies if not set(copy.points).isdisjoint(points)), None)
+        same = next((holding[point] for point in points if point in holding), None)
         if same is None:
             same = _Copy([], [])
             copies.append(same)
-        same.chosen = same.chosen or (graph, candidate) in chosen
+        same.chosen = same.chosen or id(candidate) in taken
         for point, place in zip(points, candidate.places, strict=True):
             if point not in same.points:
                 same.points.append(point)
                 same.places.append((graph, place))
+                holding[point] = same
         same.used_by.add((graph.index, candidate.signature))
     weights = [copy.weights() for copy in copies] if len(copies) > 1 else [frozenset()] * len(copies)
     groups: list[list[int]] = []
