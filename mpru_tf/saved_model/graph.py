@@ -455,6 +455,8 @@ class Graph:
     def in_loop(self, tensor: Tensor) -> bool:
         """Whether a tensor is made anew in each turn of a TensorFlow 1 while loop (between its Enter and its Exit)."""
         scope = self.scope(tensor.scope)
+        if not any(node.op in ("Enter", "RefEnter") for node in scope.nodes.values()):
+            return False  # as in nearly all graphs; the walk would parse every reference in this one
         seen = {tensor.node}
         queue = [tensor.node]
         while queue:
