@@ -98,6 +98,9 @@ def _sites(
         refusal = refusals.unsuitable(_bare(found), _bare(chosen), choice.multi_label)
     if refusal is not None and not choice.sites:
         return (), refusal
+    mixed = _past(found, suited, choice) if kind == LOGITS and not choice.outputs and not choice.sites else []
+    if mixed:
+        suited, kind, reason = mixed, PROBABILITIES, "Several heads are mixed in it, of which other outputs show one."
     again = _called_again(found, suited, choice) if kind == LOGITS else []
     groups = () if refusal is not None else _grouped(suited, kind, reason, choice, again)
     sites = tuple(_with_all_outputs(graphs, site, found) for site in groups)
@@ -185,6 +188,22 @@ def _is_one_vector(shape: Shape | None, ending: str) -> bool:
     if len(shape) == 1:  # one example without a batch; of an unknown op it might as well be one number per example
         return ending != "other"
     return len(shape) > 1 and all(length == 1 for length in shape[1:-1])
+
+
+def _past(found: list[Found], suited: list[Found], choice: Choice) -> list[Found]:
+    """Probability vectors that are computed from more than the heads that were chosen: an ensemble, an early exit.
+
+    An output that shows one head only (a confidence, a member's vote) must not decide that the answer itself is let by.
+    """
+    past = []
+    for graph, candidate in found:
+        if candidate.ending not in ("normalised", "mixture") or not _is_class_vector(candidate, choice):
+            continue
+        heads = {place.tensor for other, one in suited if other.index == graph.index for place in one.places}
+        shown = candidate.place.tensor
+        if shown not in heads and Dataflow(graph, heads.__contains__).origins(shown):
+            past.append((graph, candidate))
+    return past
 
 
 def _called_again(found: list[Found], suited: list[Found], choice: Choice) -> list[Found]:

@@ -192,6 +192,22 @@ ACCEPTED: dict[str, tuple[Answer, str, str | tuple[str, ...], dict[str, str]]] =
         lambda x: {"p": (tf.nn.softmax(x @ W) + tf.nn.softmax(x @ V)) / 2.0},
         *(PROBABILITIES, "RealDiv", {"p": "probabilities"}),
     ),
+    "vote_beside_a_member": (
+        lambda x: {
+            "p": ((one := tf.nn.softmax(x @ W)) + tf.nn.softmax(x @ V)) / 2.0,
+            "sure": tf.reduce_max(one, -1) > 0.7,
+        },
+        *(PROBABILITIES, "RealDiv", {"p": "probabilities"}),
+    ),
+    "early_exit": (
+        lambda x: {
+            "p": tf.where(
+                tf.reduce_max(one := tf.nn.softmax(x @ W), -1, keepdims=True) > 0.7, one, tf.nn.softmax(x @ V)
+            ),
+            "exit": tf.reduce_max(one, -1) > 0.7,
+        },
+        *(PROBABILITIES, "SelectV2", {"p": "probabilities"}),
+    ),
     "experts": (lambda x: {"p": experts(x)}, PROBABILITIES, "Einsum", {"p": "probabilities"}),
     "softmax_in_each_branch": (
         branches,
