@@ -6,8 +6,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= quickstart_output
 TESTS ?= tests
-N ?= 1000
-START ?= 0
 # What lint looks at.
 SOURCES := setup.py mpru_tf export_scripts benchmarks tests
 
@@ -53,9 +51,6 @@ zoo: $(if $(ZOO),$(VENV)/.installed-test) ## forget each class of every model of
 		exit 2; \
 	fi
 	$(BIN)/python benchmarks/zoo.py "$(ZOO)"
-
-fuzz: $(VENV)/.installed-test ## change models at random and see that each is refused in words or comes out whole (N=1000 START=0)
-	PYTHONPATH=. $(BIN)/python tests/fuzzing.py --count $(N) --start $(START)
 
 wheel: $(VENV)/.installed-test ## build the wheel, and see that what is in it works
 	rm -rf build dist
