@@ -140,7 +140,7 @@ class _Node:
     def vector(self, position: int) -> Shape | None:
         """The integers in one input, None for each that is not known."""
         inputs = self.inputs
-        return _vector(self.graph, inputs[position], self.depth) if -len(inputs) <= position < len(inputs) else None
+        return integers_of(self.graph, inputs[position], self.depth) if -len(inputs) <= position < len(inputs) else None
 
     def scalar(self, position: int) -> int | None:
         found = self.vector(position)
@@ -182,7 +182,7 @@ def integers(tensor: TensorProto) -> tuple[int, ...] | None:
     return tuple(values + (values[-1:] or [0]) * (count - len(values)))
 
 
-def _vector(graph: Graph, place: Place, depth: int) -> Shape | None:
+def integers_of(graph: Graph, place: Place, depth: int = 0) -> Shape | None:
     """What is known of an integer vector or scalar that a shape is made of."""
     place = graph.source(place)
     node = graph.node(place.tensor)

@@ -340,12 +340,7 @@ def _point(graph: Graph, place: Place, kind: str, width: int, candidate: Candida
         raise refusals.no_floats(candidate.output, tensor, dtype)
     if graph.is_request(tensor):
         raise refusals.sent_by_client(candidate.output, tensor)
-    return SitePoint(graph.index, tensor, kind, width, dtype, _proven(graph, place))
-
-
-def _proven(graph: Graph, place: Place) -> Shape | None:
-    """The shape as far as the graph itself shows it, whatever the signatures declare."""
-    return shapes.static_shape(graph, place)
+    return SitePoint(graph.index, tensor, kind, width, dtype, shapes.static_shape(graph, place))
 
 
 def _nearest(meant: tuple[ScoreSite, ...], outputs: Sequence[str]) -> tuple[ScoreSite, ...]:
@@ -431,8 +426,10 @@ def _named_tensors(
             raise refusals.unclear_scores(tensor)
         stand_in = Candidate("--site", "", (place,), "other", True, None, shapes.last_axis(graph, place))
         width = _width(stand_in, choice)
-        if width is None or width < 2 or not _is_one_vector(_proven(graph, place), "softmax"):
-            shown = dataclasses.replace(stand_in, output=str(tensor), shape=_proven(graph, place), width=width)
+        if width is None or width < 2 or not _is_one_vector(shapes.static_shape(graph, place), "softmax"):
+            shown = dataclasses.replace(
+                stand_in, output=str(tensor), shape=shapes.static_shape(graph, place), width=width
+            )
             raise refusals.unsuitable([shown], [shown], choice.multi_label)
         points.append(_point(graph, place, kind, width, stand_in))
     first = points[0]

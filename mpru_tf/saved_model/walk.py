@@ -134,7 +134,7 @@ def walk_back(
             queue.append(inputs[0])
         elif op in _ARRAY_READ_OPS and inputs:
             queue.append(inputs[-1])
-        elif op in _FLOOR_OPS | _RENUMBERING_OPS and _is_another_vector(graph, flow, place, heads):
+        elif op in _FLOOR_OPS | _RENUMBERING_OPS and _is_another_vector(graph, flow, place, heads, head):
             walk.ends[place] = _behind({head}, head)
         elif op in RESHAPING_OPS | _SELECTING_OPS or (
             op in ARITHMETIC_OPS and classify(graph, flow, place) == "arithmetic"
@@ -148,28 +148,27 @@ def walk_back(
     return walk
 
 
-def _is_another_vector(graph: Graph, flow: Dataflow, place: Place, heads: frozenset[str]) -> bool:
+def _is_another_vector(graph: Graph, flow: Dataflow, place: Place, heads: frozenset[str], head: str) -> bool:
     """Whether probabilities go in and come out with a class at another index, or with none of probability 0.
 
     Filtered before that, the class that answers to the forgotten index would be another one, or not get 0. (One number
     picked from each row is no vector: it follows what is filtered before.)
     """
-    known: dict[Place, bool] = graph.known(f"another vector, {len(heads)}")
+    known: dict[Place, bool] = graph.known(f"another vector than a {head} makes")
     if place not in known:
         known[place] = False
-        known[place] = _changes_vector(graph, flow, place, heads)
+        known[place] = _changes_vector(graph, flow, place, heads, head)
     return known[place]
 
 
-def _changes_vector(graph: Graph, flow: Dataflow, place: Place, heads: frozenset[str]) -> bool:
+def _changes_vector(graph: Graph, flow: Dataflow, place: Place, heads: frozenset[str], head: str) -> bool:
     node = graph.node(place.tensor)
     assert node is not None
     inputs = graph.inputs_of(place)
     steps = [step for step in inputs if moves(graph, flow, step)]
     if len(steps) != 1 or (node.op not in _FLOOR_OPS and steps[0] != inputs[0]):
         return False
-    ends = walk_back(graph, flow, steps[0], heads).ends.values()
-    if set(ends) not in ({"softmax"}, {"sigmoid"}):
+    if set(walk_back(graph, flow, steps[0], heads).ends.values()) != {head}:
         return False
     before, after = shapes.static_shape(graph, steps[0]), shapes.static_shape(graph, place)
     if before is None or after is None or len(before) != len(after) or not 0 < len(after) < 3:
@@ -349,12 +348,22 @@ def _is_sum_of(graph: Graph, divisor: Place, dividend: Place, exactly: bool = Fa
             summed = graph.node(inputs[0].tensor) if inputs else None
             if summed is not None and summed.op == "Abs":  # an L1 norm
                 inputs = [graph.source(step) for step in graph.inputs_of(inputs[0])]
-            return bool(inputs) and inputs[0] == dividend
+            return bool(inputs) and inputs[0] == dividend and _is_over_classes(graph, divisor)
         around = RESHAPING_OPS | {"BroadcastTo"} if exactly else _AROUND_SUM_OPS
         if node.op not in around or not inputs:
             return False
         divisor = inputs[0]
     return False
+
+
+def _is_over_classes(graph: Graph, place: Place) -> bool:
+    """Whether a sum is taken over the last axis, as far as the graph tells; over the batch it normalises no row."""
+    inputs = graph.inputs_of(place)
+    axes = shapes.integers_of(graph, inputs[1]) if len(inputs) > 1 else None
+    if axes is None or None in axes:
+        return True
+    shape = shapes.static_shape(graph, inputs[0])
+    return len(axes) == 1 and (axes[0] == -1 or shape is None or axes[0] == len(shape) - 1)
 
 
 def shown_tensor(graph: Graph, start: Place) -> tuple[Place, bool]:

@@ -321,6 +321,11 @@ REFUSED: dict[str, tuple[Answer, str]] = {
         lambda x: {"p": tf.concat([1.0 - tf.sigmoid(x @ ONE), tf.sigmoid(x @ ONE)], -1)},
         "one of two classes",
     ),
+    "clipped_sigmoids": (lambda x: {"p": tf.clip_by_value(tf.sigmoid(logits(x)), 1e-7, 1.0)}, "multi-label"),
+    "divided_by_the_sum_over_the_batch": (
+        lambda x: {"p": normalised(logits(x), lambda e: tf.reduce_sum(e, 0, keepdims=True))},
+        "No output",
+    ),
     "one_sigmoid_per_class": (
         lambda x: {"p": tf.concat([tf.sigmoid(x @ ONE), tf.sigmoid(-(x @ ONE)), tf.sigmoid(2 * (x @ ONE))], -1)},
         "--multi-label",
