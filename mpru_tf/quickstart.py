@@ -573,12 +573,14 @@ def _draw_timeline(axes: Any, answers: Answers, results: Results, version: int) 
         axes.scatter(answers.sent[failed], np.zeros(failed.sum()), s=40, marker="x", color=_FORGOTTEN, label="failed")
     swap = float(answers.sent[results.first_request_of_version_2 - 1])
     axes.axvline(swap, color=_FORGOTTEN, linewidth=1.5)
+    is_late = swap > (answers.sent[0] + answers.sent[-1]) / 2  # then there is room for words on the left only
     axes.annotate(
         f"request {results.first_request_of_version_2}: version {version} answers",
         (swap, 0.5),
-        xytext=(8, 0),
+        xytext=(-8 if is_late else 8, 0),
         textcoords="offset points",
         color=_FORGOTTEN,
+        ha="right" if is_late else "left",
         weight="bold",
         va="center",
     )
