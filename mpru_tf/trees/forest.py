@@ -28,8 +28,14 @@ multi_label one per label               the sigmoid of each: they do not sum to 
 
 from __future__ import annotations
 
+import base64
+import io
+import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,6 +55,68 @@ CATEGORY_LIMIT = 2**24
 
 VECTOR = -1
 """The group of a tree whose leaves add to all outputs at once."""
+
+
+class Splits:
+    """What inner nodes ask of a value, for any number of nodes, of one tree or of many.
+
+    Attributes:
+        threshold, default_left, categorical, category_start, categories: as in :class:`Tree`.
+    """
+
+    def __init__(
+        self, threshold: Floats, default_left: Flags, categorical: Flags, category_start: Ints, categories: Ints
+    ) -> None:
+        self.threshold = threshold
+        self.default_left = default_left
+        self.categorical = categorical
+        self.category_start = category_start
+        self.categories = categories
+        # One sorted number per node and category code.
+        owners = np.repeat(np.arange(len(threshold)), np.diff(category_start))
+        self._keys = owners * CATEGORY_LIMIT + categories
+
+    @property
+    def ascending(self) -> bool:
+        """Whether the categories of every node are in ascending order."""
+        return not bool((np.diff(self._keys) <= 0).any())
+
+    def codes(self, node: int) -> Ints:
+        """The category codes that go right at a node."""
+        return self.categories[self.category_start[node] : self.category_start[node + 1]]
+
+    def select(self, nodes: npt.NDArray[Any]) -> Splits:
+        """Those of some nodes, in the given order."""
+        runs = [self.codes(node) for node in nodes.tolist()] if self.categorical.any() else []
+        sizes = [len(run) for run in runs] or [0] * len(nodes)
+        return Splits(
+            threshold=self.threshold[nodes],
+            default_left=self.default_left[nodes],
+            categorical=self.categorical[nodes],
+            category_start=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32),
+            categories=np.concatenate([*runs, np.zeros(0, np.int32)]).astype(np.int32),
+        )
+
+    def goes_left(self, nodes: npt.NDArray[Any], value: Floats) -> Flags:
+        """Whether each value goes left at the node beside it: bool, of the common shape of ``nodes`` and ``value``."""
+        left = value < self.threshold[nodes]
+        if len(self._keys):
+            left = np.where(self.categorical[nodes], ~_chosen(self._keys, nodes, value), left)
+        elif self.categorical.any():  # nothing goes right
+            left = left | self.categorical[nodes]
+        return np.where(np.isnan(value), self.default_left[nodes], left)
+
+    @staticmethod
+    def join(parts: Sequence[Splits]) -> Splits:
+        """Those of several trees, one after the other."""
+        sizes = [np.diff(part.category_start) for part in parts]
+        return Splits(
+            threshold=np.concatenate([part.threshold for part in parts]),
+            default_left=np.concatenate([part.default_left for part in parts]),
+            categorical=np.concatenate([part.categorical for part in parts]),
+            category_start=np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int32),
+            categories=np.concatenate([part.categories for part in parts]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +181,7 @@ class Tree:
             raise _not_a_tree("category_start does not split the categories into one run per node")
         if bool((self.categories < 0).any()) or bool((self.categories >= CATEGORY_LIMIT).any()):
             raise _not_a_tree(f"a category code is below 0 or above {CATEGORY_LIMIT - 1}")
-        if bool((np.diff(self._category_keys()) <= 0).any()):
+        if not self.splits.ascending:
             raise _not_a_tree("the categories of a node are not in ascending order")
 
     @classmethod
@@ -172,6 +240,11 @@ class Tree:
             values=np.where(inner[:, None], np.float32(0), values[order]),
         )
 
+    @cached_property
+    def splits(self) -> Splits:
+        """What the nodes ask; leaves ask something without a meaning."""
+        return Splits(self.threshold, self.default_left, self.categorical, self.category_start, self.categories)
+
     @property
     def nodes(self) -> int:
         return len(self.left)
@@ -197,22 +270,11 @@ class Tree:
         """The leaf that each row of ``x``, float32 ``[rows, features]``, ends in: int32 ``[rows]``."""
         node = np.zeros(len(x), np.int32)
         rows = np.arange(len(x))
-        keys = self._category_keys() if self.categorical.any() else None
         while len(rows) and bool((moving := self.left[node[rows]] >= 0).any()):
             rows = rows[moving]
             at = node[rows]
-            value = x[rows, self.feature[at]]
-            goes_left = value < self.threshold[at]
-            if keys is not None:
-                goes_left = np.where(self.categorical[at], ~_chosen(keys, at, value), goes_left)
-            goes_left = np.where(np.isnan(value), self.default_left[at], goes_left)
-            node[rows] = self.left[at] + ~goes_left
+            node[rows] = self.left[at] + ~self.splits.goes_left(at, x[rows, self.feature[at]])
         return node
-
-    def _category_keys(self) -> npt.NDArray[np.int64]:
-        """One sorted number per node and category code."""
-        nodes = np.repeat(np.arange(self.nodes), np.diff(self.category_start))
-        return nodes * CATEGORY_LIMIT + self.categories
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,6 +371,45 @@ class Forest:
         """
         return link_probabilities(self.link, self.margins(x))
 
+    def to_text(self) -> str:
+        """Everything, as base64 of compressed arrays: for configurations that must be JSON."""
+        named = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "trees"}
+        arrays = {name: named.pop(name) for name in ("groups", "base_margin")}
+        for field in fields(Tree):
+            parts = [getattr(tree, field.name).reshape(-1) for tree in self.trees]
+            arrays[field.name] = np.concatenate(parts) if parts else np.zeros(0)
+        for name in ("nodes", "width"):
+            arrays[name] = np.array([getattr(tree, name) for tree in self.trees], np.int64)
+        arrays["codes"] = np.array([len(tree.categories) for tree in self.trees], np.int64)
+        file = io.BytesIO()
+        np.savez_compressed(file, __rest__=np.array(json.dumps(named)), **arrays)
+        return base64.b64encode(file.getvalue()).decode("ascii")
+
+    @classmethod
+    def from_text(cls, text: str) -> Forest:
+        """Return the forest that :meth:`to_text` wrote.
+
+        Raises:
+            CorruptModelError: it was not, or it is damaged.
+        """
+        try:
+            with np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False) as file:
+                rest: dict[str, Any] = json.loads(str(file["__rest__"]))
+                nodes, codes, width = file["nodes"], file["codes"], file["width"]
+                sizes = {"categories": codes, "category_start": nodes + 1, "values": nodes * width}
+                parts = {
+                    field.name: np.split(file[field.name], np.cumsum(sizes.get(field.name, nodes))[:-1])
+                    for field in fields(Tree)
+                }
+                parts["values"] = [part.reshape(-1, wide) for part, wide in zip(parts["values"], width, strict=False)]
+                each_tree = zip(*parts.values(), strict=True) if len(nodes) else ()
+                trees = tuple(Tree(**dict(zip(parts, arrays, strict=True))) for arrays in each_tree)
+                names = [None if each is None else tuple(each) for each in rest.pop("category_names")]
+                rest = {key: tuple(value) if isinstance(value, list) else value for key, value in rest.items()}
+                return cls(trees, file["groups"], file["base_margin"], category_names=tuple(names), **rest)
+        except (KeyError, OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise _not_a_forest(f"its text cannot be read ({type(error).__name__})") from error
+
     def _rows(self, x: npt.ArrayLike) -> Floats:
         try:
             # A float64 beyond float32 becomes an infinity, as it does on its way into XGBoost.
@@ -366,15 +467,13 @@ def _level_by_level(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDAr
     return order
 
 
-def _chosen(keys: npt.NDArray[np.int64], nodes: Ints, value: Floats) -> Flags:
+def _chosen(keys: npt.NDArray[np.int64], nodes: npt.NDArray[Any], value: Floats) -> Flags:
     """Whether each value is a code among the categories of its node. NaN is not."""
     a_code = (value >= 0) & (value < CATEGORY_LIMIT)
     wanted = nodes.astype(np.int64) * CATEGORY_LIMIT + np.where(a_code, value, 0).astype(np.int64)
-    at = np.searchsorted(keys, wanted)
-    found = np.zeros(len(value), np.bool_)
-    inside = at < len(keys)
-    found[inside] = keys[at[inside]] == wanted[inside]
-    return found & a_code
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    chosen: Flags = (keys[at] == wanted) & a_code
+    return chosen
 
 
 def _hold(owner: object, name: str, dtype: npt.DTypeLike, shape: Sequence[int]) -> None:
