@@ -114,10 +114,12 @@ def build_table(trees: list[Tree], levels: int, largest: int) -> PredicateTable 
     row_bytes = -(-width * (1 if levels == 3 else 9) // _CACHE_LINE) * _CACHE_LINE
     if not len(used) or row_bytes > largest:
         return None
-    states = []
+    states: list[_States] = []
+    least = 0
     for feature in used.tolist():
         states.append(_states(head, np.flatnonzero(head.feature == feature)))
-        if sum(len(found.answers) for found in states) * row_bytes > largest:
+        least += len(states[-1].answers) * row_bytes
+        if least > largest:
             return None
     groups = _groups([len(found.answers) for found in states])
     sizes = [int(np.prod([len(states[column].answers) for column in group])) for group in groups]
