@@ -24,6 +24,7 @@ from tensorflow.core.protobuf import config_pb2
 from mpru_tf.errors import (
     CorruptModelError,
     DataError,
+    MissingExtraError,
     ModelNotFoundError,
     MPRUError,
     UnsupportedModelError,
@@ -74,18 +75,27 @@ class LoadedModel:
                     valid="a version directory that holds saved_model.pb",
                 )
             )
-        self._graph = tf.Graph()
-        self._session = tf.compat.v1.Session(graph=self._graph, config=_session_config(threads))
         self._steps: dict[tuple[str, tuple[str, ...]], Step] = {}
         self._steps_lock = threading.Lock()
         self._closed = False
         try:
-            with self._graph.as_default(), _without_loader_chatter():
-                self.meta_graph: Any = tf.compat.v1.saved_model.loader.load(self._session, list(tags), str(self.path))
+            try:
+                self._load(tags, threads)
+            except _LOAD_FAILURES as error:
+                if not _bring_op(str(error)):
+                    raise
+                self._session.close()
+                self._load(tags, threads)
         except _LOAD_FAILURES as error:
             self.close()
             raise _load_failure(self.path, error) from error
         self.signatures: dict[str, Any] = dict(self.meta_graph.signature_def)
+
+    def _load(self, tags: Sequence[str], threads: int | None) -> None:
+        self._graph = tf.Graph()
+        self._session = tf.compat.v1.Session(graph=self._graph, config=_session_config(threads))
+        with self._graph.as_default(), _without_loader_chatter():
+            self.meta_graph: Any = tf.compat.v1.saved_model.loader.load(self._session, list(tags), str(self.path))
 
     def run(
         self,
@@ -225,6 +235,20 @@ def _as_array(key: str, value: npt.ArrayLike, dtype: int) -> npt.NDArray[Any]:
     return array
 
 
+def _bring_op(reason: str) -> bool:
+    """Import the package that brings the op which a load stopped at, if TensorFlow Serving has it built in as well."""
+    unknown_op = _UNKNOWN_OP.search(reason)
+    if unknown_op is None or not unknown_op.group(1).startswith("SimpleML"):
+        return False
+    from mpru_tf.trees.tfdf_backend import import_tfdf
+
+    try:
+        import_tfdf()
+    except MissingExtraError:
+        return False
+    return True
+
+
 def _load_failure(path: Path, error: Exception) -> MPRUError:
     reason = " ".join(str(error).split()) or type(error).__name__
     unknown_op = _UNKNOWN_OP.search(reason)
@@ -232,7 +256,8 @@ def _load_failure(path: Path, error: Exception) -> MPRUError:
         return UnsupportedModelError(
             explain(
                 f"{path} needs the op {unknown_op.group(1)}, which is not part of TensorFlow.",
-                hint="Import the package that brings its op library, then load the model again.",
+                hint="Import the package that brings its op library, then load the model again. TensorFlow Decision "
+                "Forests (ops that begin with SimpleML) need only be installed: pip install 'mpru_tf[trees]'.",
             )
         )
     return CorruptModelError(

@@ -28,6 +28,7 @@ import tensorflow as tf
 from mpru_tf.trees.cells import CellTable
 from mpru_tf.trees.descent import COLUMN_BITS, RANK_BITS, Descent, build_descent
 from mpru_tf.trees.forest import VECTOR, Floats, Forest, Tree
+from mpru_tf.trees.links import probabilities
 from mpru_tf.trees.predicate_table import WORD, PredicateTable, build_table, positions
 
 LARGEST_TABLE = 256 * 2**20
@@ -37,8 +38,6 @@ ROWS_AT_ONCE = 1024
 """Larger batches are answered this many rows at a time: what lies between two operations takes 20 to 40 kB a row."""
 
 _EACH_BYTE = np.int64(0x0101010101010101)
-
-_CERTAIN = 1000.0  # The Softmax of 0 and this is exactly 0 and 1.
 
 # What a row costs in ns on one core of 2024, to choose how many levels the table takes. Only their ratios matter.
 _PER_GROUP, _PER_TABLE_BYTE, _PER_STEP = 30.0, 0.05, 12.0
@@ -231,18 +230,6 @@ class OpsBackend(tf.Module):
             b=self._leaves,
             adjoint_a=True,
         )
-
-
-def probabilities(link: str, margins: tf.Tensor) -> tf.Tensor:
-    """Class probabilities from margins, as :func:`mpru_tf.trees.forest.link_probabilities` in TensorFlow."""
-    if link == "softmax":
-        return tf.nn.softmax(margins)
-    if link == "multi_label":
-        return tf.sigmoid(margins)
-    # Of two classes, too, the answer is a Softmax: that is where a filter goes later.
-    if link == "step":
-        margins = tf.where(margins > 0, np.float32(_CERTAIN), np.float32(-_CERTAIN))
-    return tf.nn.softmax(tf.concat([tf.zeros_like(margins), margins], axis=-1))
 
 
 def _variable(value: npt.NDArray[Any], name: str) -> tf.Variable:
