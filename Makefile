@@ -16,7 +16,7 @@ FIND_PYTHON = for candidate in $(if $(PYTHON),"$(PYTHON)",python3.12 python3.11 
 		>/dev/null 2>&1; then echo "$$candidate"; break; fi; done
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test fuzz lint format bench zoo wheel clean
+.PHONY: help quickstart test test-tfdf fuzz lint format bench bench-trees zoo wheel clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -27,6 +27,13 @@ quickstart: $(VENV)/.installed-report ## train, serve, forget a class while clie
 
 test: $(VENV)/.installed-test ## run the tests (TESTS=tests/test_labels.py for some of them)
 	$(BIN)/python -m pytest $(TESTS)
+
+# TensorFlow Decision Forests wants TensorFlow 2.19.0 exactly, so it has an environment of its own.
+TFDF_VENV := .venv-tfdf
+test-tfdf: ## run the tests that need TensorFlow Decision Forests, in an environment of their own
+	@$(MAKE) --no-print-directory VENV=$(TFDF_VENV) '$(TFDF_VENV)/.installed-trees,test'
+	$(TFDF_VENV)/bin/python -m pytest tests/trees/test_tfdf_backend.py tests/trees/test_tfdf_models.py \
+	tests/test_export_tfdf.py
 
 fuzz: $(VENV)/.installed-test ## try damaged models: N=20000 of them, from seed START=0 on
 	PYTHONPATH=. $(BIN)/python tests/fuzzing.py --count "$(or $(N),1000)" --start "$(or $(START),0)"
@@ -44,6 +51,10 @@ bench: $(VENV)/.installed-test ## measure the re-export (and CIFAR10_MODEL=a.ker
 	$(BIN)/python benchmarks/reexport.py
 	$(if $(and $(CIFAR10_MODEL),$(CIFAR10_DATA)),$(BIN)/python benchmarks/cifar10_forget.py --model "$(CIFAR10_MODEL)" \
 	--data "$(CIFAR10_DATA)")
+
+bench-trees: ## measure converted trees against XGBoost, TF-DF and treelite (COVERTYPE=file.npz, or downloaded)
+	@$(MAKE) --no-print-directory VENV=$(TFDF_VENV) '$(TFDF_VENV)/.installed-trees,bench'
+	$(TFDF_VENV)/bin/python benchmarks/trees.py $(if $(COVERTYPE),--data "$(COVERTYPE)")
 
 zoo: $(if $(ZOO),$(VENV)/.installed-test) ## forget each class of every model of a directory in turn (ZOO=folder)
 	@if [ -z "$(ZOO)" ]; then \
@@ -64,7 +75,7 @@ wheel: $(VENV)/.installed-test ## build the wheel, and see that what is in it wo
 		[getattr(mpru_tf, name) for name in mpru_tf.__all__]; mpru_tf.cli.main()' --version
 
 clean: ## remove what make made, .venv included
-	rm -rf $(VENV) build dist *.egg-info quickstart_output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TFDF_VENV) build dist *.egg-info quickstart_output .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written last, so that an interrupted installation is taken up again.

@@ -63,10 +63,19 @@ TREES = [
 BEAM = ["apache-beam>=2.77,<3"]
 SIGNING = ["model-signing>=1.1,<2"]
 
+BENCH = [
+    *REPORT,
+    # What converted trees are measured against; compiling needs a C compiler.
+    "treelite>=4.1",
+    "tl2cgen>=1.0",
+]
+
 TEST = [
     *REPORT,
     # The old Keras must be able to load what we write, filtered: one of the doors that the tests try.
     "tf_keras>=2.19,<2.22",
+    # Converted trees are held against XGBoost itself.
+    "xgboost-cpu>=2.1",
     "pytest>=8.2",
     "hypothesis>=6.100",
     "ruff>=0.8",
@@ -110,6 +119,7 @@ setup(
         "trees": TREES,
         "beam": BEAM,
         "signing": SIGNING,
+        "bench": BENCH,
         "test": TEST,
         "all": merged(REPORT, TREES, BEAM, SIGNING, TEST),
     },

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpru_tf.class_means import ClassMeans, Preconditions
+    from mpru_tf.conversion import ConversionResult, convert_xgboost
     from mpru_tf.errors import (
         AmbiguousSiteError,
         ClassMeansError,
@@ -53,6 +54,9 @@ __all__ = [
     "Inspection",
     "Verification",
     "History",
+    # tree models
+    "convert_xgboost",
+    "ConversionResult",
     # the filter, for people who still hold the Keras model
     "MPRULayer",
     "FilterSpec",
@@ -88,6 +92,8 @@ __all__ = [
 _HOMES = {
     "ClassMeans": "mpru_tf.class_means",
     "Preconditions": "mpru_tf.class_means",
+    "ConversionResult": "mpru_tf.conversion",
+    "convert_xgboost": "mpru_tf.conversion",
     "FilterSpec": "mpru_tf.filters",
     "make_filter": "mpru_tf.filters",
     "MPRULayer": "mpru_tf.layer",

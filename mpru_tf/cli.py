@@ -32,6 +32,7 @@ from mpru_tf.errors import MPRUError
 
 if TYPE_CHECKING:
     from mpru_tf.class_means import ClassMeans
+    from mpru_tf.conversion import ConversionResult
     from mpru_tf.inspection import Inspection
     from mpru_tf.reexport import ForgetResult
     from mpru_tf.verification import Verification
@@ -56,6 +57,13 @@ class Scores(str, enum.Enum):
 
     probabilities = "probabilities"
     logits = "logits"
+
+
+class Backend(str, enum.Enum):
+    """What trees are lowered to, as mpru_tf.trees.backends names it."""
+
+    ops = "ops"
+    tfdf = "tfdf"
 
 
 class RefusingGroup(TyperGroup):
@@ -106,11 +114,21 @@ app = typer.Typer(
 )
 
 
-def _command(*examples: str) -> Callable[[Command], Command]:
+convert = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help=_help(
+        """Make a servable version of a tree model's own file.""",
+        "mpru-tf convert xgboost model.json --out models/cover",
+    ),
+)
+
+
+def _command(*examples: str, group: typer.Typer = app) -> Callable[[Command], Command]:
     """Register a function as a command, with examples in its help."""
 
     def register(function: Command) -> Command:
-        return app.command(help=_help(function.__doc__, *examples))(function)
+        return group.command(help=_help(function.__doc__, *examples))(function)
 
     return register
 
@@ -133,6 +151,7 @@ LabelsOption = Annotated[
 
 
 _PANEL = "Class scores, where the graph leaves them open"
+_FORGETTING = "Forgetting"
 OutputOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -471,6 +490,163 @@ def forget(
         _show_forgotten(result, unfiltered)
 
 
+@_command(
+    "mpru-tf convert xgboost model.json --out models/cover",
+    "mpru-tf convert xgboost model.json --out models/cover --labels labels.txt --forget 'Krummholz,Aspen'",
+    "mpru-tf convert xgboost model.ubj --out models/cover --batch-size 256",
+    "mpru-tf convert xgboost model.json --out models/cover --named-inputs --classify --json",
+    group=convert,
+)
+def xgboost(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="What Booster.save_model wrote, JSON or UBJSON.", show_default=False),
+    ],
+    out: Annotated[
+        str,
+        typer.Option(metavar="BASE", help="Base path; the model becomes its next version.", show_default=False),
+    ],
+    backend: Annotated[
+        Backend | None,
+        typer.Option(
+            help="ops: plain TensorFlow operations, which every server has. tfdf: those of TensorFlow Decision "
+            "Forests, which stock TensorFlow Serving has as well. Default: ops.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Build both backends, time them with N rows a request, and take the faster one.",
+            show_default=False,
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Labels of the classes: one per line, CSV, or JSON. They stay with the version.",
+            show_default=False,
+        ),
+    ] = None,
+    named_inputs: Annotated[
+        bool, typer.Option("--named-inputs", help="Also write the signature `named`, with one input per feature.")
+    ] = False,
+    classify: Annotated[
+        bool, typer.Option("--classify", help="Also write the signature `classify`, for serialized tf.Example.")
+    ] = False,
+    all_trees: Annotated[
+        bool, typer.Option("--all-trees", help="Use the trees after the best round of early stopping, too.")
+    ] = False,
+    skip_self_check: Annotated[
+        bool, typer.Option("--skip-self-check", help="Publish without comparing with XGBoost or the reference.")
+    ] = False,
+    forget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASSES",
+            help="Classes to forget, as `forget --classes` takes them. Only the filtered model is published.",
+            rich_help_panel=_FORGETTING,
+            show_default=False,
+        ),
+    ] = None,
+    method: Annotated[
+        Method | None,
+        typer.Option(metavar="METHOD", help="As of `forget`.", rich_help_panel=_FORGETTING, show_default=False),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0, metavar="T", help="Of the method tempered.", rich_help_panel=_FORGETTING, show_default=False
+        ),
+    ] = None,
+    class_means: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Class means that `mpru-tf means` wrote.",
+            rich_help_panel=_FORGETTING,
+            show_default=False,
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npz",
+            help="Examples x and classes y to take class means from now.",
+            rich_help_panel=_FORGETTING,
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Go on although the class means do not meet the preconditions.",
+            rich_help_panel=_FORGETTING,
+        ),
+    ] = False,
+    redact_labels: Annotated[
+        bool,
+        typer.Option(
+            "--redact-labels",
+            help="Also leave the forgotten labels out of everything in the version.",
+            rich_help_panel=_FORGETTING,
+        ),
+    ] = False,
+    skip_load_check: Annotated[
+        bool,
+        typer.Option(
+            "--skip-load-check",
+            help="Publish without having loaded and asked the filtered version.",
+            rich_help_panel=_FORGETTING,
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish an XGBoost classifier as a servable version, with classes forgotten if any are named.
+
+    XGBoost is not needed. Where it is installed, the version is first compared with it, on rows made from the model
+    itself, and refused if a probability differs by more than a millionth; else it is compared with the reference. With
+    --forget, the unfiltered model never appears in the base path.
+    """
+    if class_means is not None and calibration is not None:
+        raise typer.BadParameter("give class means or calibration data, not both", param_hint="--calibration")
+    if backend is not None and batch_size is not None:
+        raise typer.BadParameter("name a backend or have the faster one chosen, not both", param_hint="--batch-size")
+    with messages().status("converting ...") as status:
+        result = mpru_tf.convert_xgboost(
+            model,
+            out,
+            backend=None if backend is None else backend.value,
+            batch_size=batch_size,
+            named_inputs=named_inputs,
+            classify=classify,
+            labels=labels,
+            all_trees=all_trees,
+            self_check=not skip_self_check,
+            forget=forget or (),
+            method=None if method is None else method.value,
+            class_means=class_means,
+            calibration=calibration,
+            temperature=temperature,
+            force=force,
+            redact_labels=redact_labels,
+            load_check=not skip_load_check,
+            progress=lambda step: status.update(f"{step} ..."),
+        )
+    unfiltered = _unfiltered_versions(result.forgotten) if result.forgotten is not None else []
+    if as_json:
+        _print_json({**result.to_dict(), "unfiltered_versions": unfiltered})
+    else:
+        _show_converted(result, unfiltered)
+
+
+app.add_typer(convert, name="convert")
+
+
 # --------------------------------------------------------------------------------------------------------- serving
 def _port(value: int) -> int:
     if not 0 <= value <= 65535:
@@ -724,6 +900,11 @@ def _show_forgotten(result: ForgetResult, unfiltered: Sequence[int]) -> None:
     checked = f", and {result.seconds_load_check:.3f} for the load check" if result.seconds_load_check else ""
     table.add_row("seconds", f"{result.seconds:.3f}{checked}")
     console.print(table, highlight=False)
+    _warn_of_what_is_left(result, unfiltered)
+
+
+def _warn_of_what_is_left(result: ForgetResult, unfiltered: Sequence[int]) -> None:
+    console = output()
     console.print(
         "\nThis protects what the server answers. The weights in the file still hold the class: whoever holds the file "
         "can take the filter off.",
@@ -737,6 +918,42 @@ def _show_forgotten(result: ForgetResult, unfiltered: Sequence[int]) -> None:
             style="yellow",
             highlight=False,
         )
+
+
+def _show_converted(result: ConversionResult, unfiltered: Sequence[int]) -> None:
+    console = output()
+    console.print(f"version {result.version} written", style="bold green", highlight=False)
+    table = _grid()
+    table.add_row("path", str(result.path))
+    table.add_row("made from", f"{result.model} ({result.origin}, {result.trees} trees, {result.nodes} nodes)")
+    table.add_row("features", escape(_features(result)))
+    names = None if result.labels is None else ", ".join(result.labels[:8]) + (", ..." if result.classes > 8 else "")
+    table.add_row("classes", str(result.classes) + ("" if names is None else f": {escape(names)}"))
+    table.add_row("signatures", ", ".join(result.signatures))
+    table.add_row("backend", result.choice)
+    table.add_row("self-check", f"{result.self_check['status']}: {result.self_check['detail']}")
+    for note in result.notes:
+        table.add_row("note", escape(note))
+    forgotten = result.forgotten
+    if forgotten is not None:
+        table.add_row("forgotten", escape(_named(forgotten.forgotten, forgotten.labels)))
+        table.add_row("method", forgotten.method)
+        table.add_row("leak gate", forgotten.leak_gate)
+        table.add_row("load check", f"{forgotten.load_check['status']}: {forgotten.load_check['detail']}")
+    table.add_row("bytes", f"{result.bytes}")
+    of_it = "" if forgotten is None else f", {forgotten.seconds:.3f} of it for forgetting"
+    table.add_row("seconds", f"{result.seconds:.3f}{of_it}")
+    console.print(table, highlight=False)
+    if forgotten is not None:
+        _warn_of_what_is_left(forgotten, unfiltered)
+
+
+def _features(result: ConversionResult) -> str:
+    """How many features there are, and the first of them by name and type."""
+    named = zip(result.feature_names[:8], result.feature_types[:8] or ("",) * 8, strict=False)
+    shown = ", ".join(f"{name} ({kind})" if kind else name for name, kind in named)
+    more = ", ..." if len(result.feature_names) > 8 else ""
+    return f"{result.features}: {shown}{more}" if shown else f"{result.features}, without names"
 
 
 def main() -> None:

@@ -7,15 +7,15 @@ directories were retired. Only digests are taken here: nothing is parsed, nothin
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpru_tf.errors import ManifestError, ModelNotFoundError, explain
+from mpru_tf.errors import ForgetListError, ManifestError, ModelNotFoundError, explain
 from mpru_tf.manifest import MANIFEST, Manifest, changed_files, model_digest, read_manifest
 from mpru_tf.saved_model.bundle import FILTER_PREFIX, SAVED_MODEL_FORMS, has_saved_model, index_digest
-from mpru_tf.versions import VersionDirectory, find_version, parse_version
+from mpru_tf.versions import VersionDirectory, find_version, list_versions, parse_version
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -315,3 +315,32 @@ def _forgotten(step: HistoryStep) -> str:
         for index, label in zip(step.forgotten, labels, strict=True)
     )
     return ", ".join(named) or "nothing forgotten"
+
+
+def check_nothing_comes_back(base: Path, forgotten: Collection[int], otherwise: str) -> None:
+    """A new version takes the newest one's place: it must forget at least what that one forgets.
+
+    Args:
+        base: base path that the new version is for; it need not exist.
+        forgotten: indices of the classes that the new version forgets.
+        otherwise: what to do to bring classes back on purpose, in words.
+
+    Raises:
+        ForgetListError: a class would come back.
+    """
+    if not list_versions(base):
+        return
+    newest = find_version(base)
+    manifest = read_manifest(newest.path)
+    back = sorted(set(manifest.forgotten) - set(forgotten)) if manifest is not None else []
+    if back:
+        listed = ", ".join(map(str, back))
+        raise ForgetListError(
+            explain(
+                f"The new version would answer classes again that version {newest.version}, the newest in {base}, "
+                "forgets.",
+                received=f"a forget list without {listed}" if forgotten else "no class to forget",
+                valid=f"a forget list with {listed}, or version {newest.version} as the model to start from",
+                hint=f"To bring classes back on purpose, {otherwise}.",
+            )
+        )

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from mpru_tf.class_means import ClassMeans
 from mpru_tf.errors import (
     AmbiguousSiteError,
-    ForgetListError,
     LabelsError,
     ManifestError,
     PublishError,
@@ -24,6 +23,7 @@ from mpru_tf.errors import (
 from mpru_tf.filters import DEFAULT_METHOD, DEFAULT_TEMPERATURE, MASK, METHODS, check_method, make_filter
 from mpru_tf.inspection import unfiltered_graphs
 from mpru_tf.labels import FoundLabels, labels_of_model, parse_classes, read_labels
+from mpru_tf.lineage import check_nothing_comes_back
 from mpru_tf.manifest import MANIFEST, Manifest, read_manifest
 from mpru_tf.redaction import Redaction
 from mpru_tf.saved_model import bundle as bundles
@@ -34,7 +34,7 @@ from mpru_tf.saved_model.prune import drop_output, prune
 from mpru_tf.saved_model.score_site import Choice
 from mpru_tf.saved_model.sites import survey
 from mpru_tf.saved_model.splice import splice, unused_prefixes
-from mpru_tf.versions import VersionDirectory, find_version, list_versions
+from mpru_tf.versions import VersionDirectory, target_base_path
 
 if TYPE_CHECKING:
     from mpru_tf.filters import FilterSpec
@@ -121,7 +121,7 @@ def plan(found: VersionDirectory, wishes: Wishes) -> Plan | NothingNew:
     if means is not None and not isinstance(means, ClassMeans):
         means = ClassMeans.load(means)
     spec = _filter(wishes, wanted, means, site, earlier)
-    _check_nothing_comes_back(base, spec)
+    check_nothing_comes_back(base, spec.forgotten, "write into another base path with --into")
     preconditions = _preconditions(means, spec, wishes.force)
     _check_outputs_exist(read.bundle, wishes.allow_outputs, "--allow-output")
     known = _labels_of(spec.forgotten, names, earlier)
@@ -212,18 +212,7 @@ def _method(method: str | None, site: ScoreSite, earlier: Manifest | None) -> st
 
 def _base_path(found: VersionDirectory, into: str | os.PathLike[str] | None) -> Path:
     if into is not None:
-        base = Path(into).absolute()
-        if bundles.has_saved_model(base):
-            raise PublishError(
-                explain(
-                    "The target is itself a version directory; a new version would lie inside it.",
-                    received=os.fspath(into),
-                    valid="a base path, whose children are numbered version directories",
-                )
-            )
-        if base.exists() and not base.is_dir():
-            raise PublishError(explain("The target is a file.", received=os.fspath(into), valid="a base path"))
-        return base
+        return target_base_path(into)
     if found.base is None:
         raise PublishError(
             explain(
@@ -278,26 +267,6 @@ def _check_same_scores(earlier: Manifest | None, graphs: list[Graph], site: Scor
                 received=", ".join(site.outputs),
                 valid="an output that is computed from the class scores that are filtered already",
                 hint="To forget in these class scores instead, start from the version that this one was made from.",
-            )
-        )
-
-
-def _check_nothing_comes_back(base: Path, spec: FilterSpec) -> None:
-    """The new version takes the newest one's place: it must forget at least what that one forgets."""
-    if not list_versions(base):
-        return
-    newest = find_version(base)
-    manifest = read_manifest(newest.path)
-    back = sorted(set(manifest.forgotten) - set(spec.forgotten)) if manifest is not None else []
-    if back:
-        listed = ", ".join(map(str, back))
-        raise ForgetListError(
-            explain(
-                f"The new version would answer classes again that version {newest.version}, the newest in {base}, "
-                "forgets.",
-                received=f"a forget list without {listed}",
-                valid=f"a forget list with {listed}, or version {newest.version} as the model to start from",
-                hint="To bring classes back on purpose, write into another base path with --into.",
             )
         )
 

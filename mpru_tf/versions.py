@@ -116,6 +116,28 @@ def find_version(model: str | os.PathLike[str]) -> VersionDirectory:
 
 
 # --------------------------------------------------------------------------------------------------------- staging
+def target_base_path(path: str | os.PathLike[str]) -> Path:
+    """The base path that somebody named for a new version; it need not exist.
+
+    Raises:
+        PublishError: it is a version directory, a file, or in an object store.
+    """
+    base, valid = Path(path).absolute(), "a base path, whose children are numbered version directories"
+    if "://" in os.fspath(path):
+        raise PublishError(explain("Object stores are not written to yet.", received=os.fspath(path), valid=valid))
+    if has_saved_model(base):
+        raise PublishError(
+            explain(
+                "The target is itself a version directory; a new version would lie inside it.",
+                received=os.fspath(path),
+                valid=valid,
+            )
+        )
+    if base.exists() and not base.is_dir():
+        raise PublishError(explain("The target is a file.", received=os.fspath(path), valid=valid))
+    return base
+
+
 @contextlib.contextmanager
 def staged(base: Path) -> Iterator[Path]:
     """A fresh directory beside the versions that no server takes for one; gone afterwards unless it was published.
@@ -369,7 +391,7 @@ def _no_number_left(base: Path) -> PublishError:
             f"The newest version below {base} has the largest number there is, so none is left for a newer one.",
             received=_LARGEST_VERSION,
             valid="version numbers with room above them",
-            hint="Rename that version, or choose another base path with --into.",
+            hint="Rename that version, or choose another base path.",
         )
     )
 
@@ -377,8 +399,8 @@ def _no_number_left(base: Path) -> PublishError:
 def _unwritable(base: Path, error: OSError) -> PublishError:
     hint = {
         errno.ENOSPC: "Free some space and run the same command again; nothing was published.",
-        errno.EACCES: "Run as a user who may write there, or choose another base path with --into.",
-        errno.EROFS: "Choose a base path on a writable file system with --into.",
+        errno.EACCES: "Run as a user who may write there, or choose another base path.",
+        errno.EROFS: "Choose a base path on a writable file system.",
     }
     return PublishError(
         explain(

@@ -26,7 +26,7 @@ from mpru_tf.filters import MASK, METHODS
 from mpru_tf.labels import write_labels
 
 LABELS = ["cat", "dog", "bird", "crane, bird", "fish"]
-COMMANDS = ["inspect", "means", "verify", "history", "forget", "serve", "quickstart"]
+COMMANDS = ["inspect", "means", "convert", "verify", "history", "forget", "serve", "quickstart"]
 
 runner = CliRunner()
 
