@@ -17,6 +17,18 @@ README = HERE.parent / "README.md"
 BEGIN = "<!-- figures: written by benchmarks/figures.py from benchmarks/results -->"
 END = "<!-- end of figures -->"
 
+_TREES = """
+
+XGBoost on Covertype, 7 x 100 trees, converted and asked in a C++ Session on one thread: speed as a ratio to XGBoost's own
+`inplace_predict`, which took turns with it.
+
+| backend | depth | {batches} |
+|---|---|{rules}
+{rows}
+
+Forgetting a class in the converted model takes {forget:.0f} ms; the filter adds {cost:.1%} to a request of 256 rows. On
+disk the depth 6 model takes {ops:.0f} MiB (`ops`), {tfdf:.1f} MiB (`tfdf`), {xgboost:.1f} MiB (XGBoost's JSON)."""
+
 _TEXT = """\
 A second version of a ResNet-50 ({size:.0f} MiB with both of Keras 3's copies of the weights), median of {runs} runs
 that took turns in one process:
@@ -32,6 +44,14 @@ ratios.
 A CIFAR-10 ResNet-20 trained by others forgets "{label}": on the test set, top-1 accuracy on the classes that stay goes
 from {top1_before:.4f} to {top1_after:.4f}, and the largest probability of the forgotten class from
 {largest_before:.4f} to {largest_after}."""
+
+
+_CONTENDERS = {
+    "ops": "`ops`",
+    "tfdf": "`tfdf`",
+    "tfdf, generic": "as TF-DF writes it",
+    "treelite": "treelite, compiled",
+}
 
 
 def result(name: str) -> dict[str, Any]:
@@ -58,6 +78,27 @@ def render() -> str:
         top1_after=after["retained_top1"],
         largest_before=before["largest_forgotten_probability"],
         largest_after=after["largest_forgotten_probability"],
+    ) + render_trees(result("trees"))
+
+
+def render_trees(trees: dict[str, Any]) -> str:
+    """The part about converted trees."""
+    rows = []
+    for backend in ("ops", "tfdf", "tfdf, generic", "treelite"):
+        for depth, measured in trees["depths"].items():
+            of_batch = measured["threads_1"]
+            if backend in of_batch["1"]:
+                ratios = " | ".join(f"{each[backend]['ratio_to_xgboost']:.2f}" for each in of_batch.values())
+                rows.append(f"| {_CONTENDERS[backend]} | {depth} | {ratios} |")
+    depth6 = trees["depths"]["6"]
+    batches = list(depth6["threads_1"])
+    return _TREES.format(
+        batches=" | ".join(f"{int(batch):,} rows" if batch != "1" else "1 row" for batch in batches),
+        rules="---|" * len(batches),
+        rows="\n".join(rows),
+        forget=depth6["seconds_to_forget"] * 1000,
+        cost=1 / depth6["threads_1"]["256"]["ops, filtered"]["ratio_to_ops"] - 1,
+        **depth6["size_mib"],
     )
 
 
