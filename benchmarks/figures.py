@@ -19,7 +19,7 @@ END = "<!-- end of figures -->"
 
 _TREES = """
 
-XGBoost on Covertype, 7 x 100 trees, converted and asked in a C++ Session on one thread: speed as a ratio to XGBoost's own
+XGBoost on Covertype, 7 x 100 trees, converted, asked in a C++ Session on one thread: speed as a ratio to XGBoost's own
 `inplace_predict`, which took turns with it.
 
 | backend | depth | {batches} |

@@ -346,7 +346,7 @@ def show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=120)
     for depth, of_depth in result["depths"].items():
         for threads in THREADS:
             table = Table(title=f"Depth {depth}, {threads} thread(s): speed as a ratio to XGBoost's (its rows/s first)")
