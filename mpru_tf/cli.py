@@ -188,6 +188,32 @@ MultiLabelOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+ClassMeansOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.json",
+        help="Class means that `mpru-tf means` wrote.",
+        rich_help_panel="Class means",
+        show_default=False,
+    ),
+]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.npz",
+        help="Examples x and classes y to take class means from now.",
+        rich_help_panel="Class means",
+        show_default=False,
+    ),
+]
+ForceOption = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Go on although the class means do not meet the preconditions.",
+        rich_help_panel="Class means",
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -354,32 +380,9 @@ def forget(
             show_default=False,
         ),
     ] = None,
-    class_means: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.json",
-            help="Class means that `mpru-tf means` wrote.",
-            rich_help_panel="Class means",
-            show_default=False,
-        ),
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.npz",
-            help="Examples x and classes y to take class means from now.",
-            rich_help_panel="Class means",
-            show_default=False,
-        ),
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Go on although the class means do not meet the preconditions.",
-            rich_help_panel="Class means",
-        ),
-    ] = False,
+    class_means: ClassMeansOption = None,
+    calibration: CalibrationOption = None,
+    force: ForceOption = False,
     output_names: OutputOption = None,
     sites: SiteOption = None,
     scores: ScoresOption = None,
@@ -562,32 +565,9 @@ def xgboost(
             min=1.0, metavar="T", help="Of the method tempered.", rich_help_panel=_FORGETTING, show_default=False
         ),
     ] = None,
-    class_means: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.json",
-            help="Class means that `mpru-tf means` wrote.",
-            rich_help_panel=_FORGETTING,
-            show_default=False,
-        ),
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.npz",
-            help="Examples x and classes y to take class means from now.",
-            rich_help_panel=_FORGETTING,
-            show_default=False,
-        ),
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Go on although the class means do not meet the preconditions.",
-            rich_help_panel=_FORGETTING,
-        ),
-    ] = False,
+    class_means: ClassMeansOption = None,
+    calibration: CalibrationOption = None,
+    force: ForceOption = False,
     redact_labels: Annotated[
         bool,
         typer.Option(
