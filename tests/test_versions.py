@@ -159,7 +159,8 @@ def test_leftovers_that_cannot_be_judged_are_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "hint"), [(errno.ENOSPC, "Free some space"), (errno.EROFS, "base path"), (errno.EIO, "Nothing was published")]
+    ("code", "hint"),
+    [(errno.ENOSPC, "Free some space"), (errno.EROFS, "base path"), (errno.EIO, "Nothing was published")],
 )
 def test_failures_while_staging_say_what_to_do(tmp_path: Path, code: int, hint: str) -> None:
     with pytest.raises(PublishError, match=hint) as caught, staged(tmp_path):
