@@ -196,9 +196,9 @@ def test_an_output_that_shows_the_inside_of_the_filter_is_noticed(models: ModelS
 
     def tap(meta_graph: MetaGraphDef) -> None:
         body = filter_body(meta_graph, manifest)
-        inside = next(node.name for node in body if node.name.startswith("mpru_filter/") and node.op == "LogSoftmax")
+        inside = next(node.name for node in body if node.name.startswith("mpru_filter/") and node.op == "Exp")
         (reader,) = (node for node in body if node.op == "ArgMax")
-        reader.input[0] = f"{inside}:logsoftmax:0"
+        reader.input[0] = f"{inside}:y:0"
 
     tamper(path, tap)
     assert failed(mpru_tf.verify(path, load_check=False)) == {"leak gate"}
