@@ -76,6 +76,9 @@ TEST = [
     "tf_keras>=2.19,<2.22",
     # Converted trees are held against XGBoost itself.
     "xgboost-cpu>=2.1",
+    # serving_configs/ is held against Kubernetes' own schemas, which it carries (no network), and against small ones,
+    # with the jsonschema and PyYAML that it brings.
+    "kubernetes-validate>=1.31",
     "pytest>=8.2",
     "hypothesis>=6.100",
     "ruff>=0.8",

@@ -1,7 +1,8 @@
 """The command line, ``mpru-tf``: a thin shell around the public Python API.
 
-Exit status: 0 done; 1 refused, with one paragraph on stderr that says why; 2 wrong usage; 130 interrupted. What was
-asked for goes to stdout, everything else to stderr. TensorFlow is imported by the commands that need it, not before.
+Exit status: 0 done; 1 refused, with one paragraph on stderr that says why; 2 wrong usage; 3 `audit` found something; 130
+interrupted. What was asked for goes to stdout, everything else to stderr. TensorFlow is imported by the commands that
+need it, not before.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 import mpru_tf
 from mpru_tf.console import hush_tensorflow, messages, output
 from mpru_tf.errors import MPRUError
+from mpru_tf.operations import commands as operations
+from mpru_tf.serving.command_line import ServeCommand, is_on, split, with_signature
 
 if TYPE_CHECKING:
     from mpru_tf.class_means import ClassMeans
@@ -124,11 +127,13 @@ convert = typer.Typer(
 )
 
 
-def _command(*examples: str, group: typer.Typer = app) -> Callable[[Command], Command]:
+def _command(
+    *examples: str, group: typer.Typer = app, cls: type[TyperCommand] | None = None
+) -> Callable[[Command], Command]:
     """Register a function as a command, with examples in its help."""
 
     def register(function: Command) -> Command:
-        return group.command(help=_help(function.__doc__, *examples))(function)
+        return group.command(cls=cls, help=_help(function.__doc__, *examples))(function)
 
     return register
 
@@ -348,6 +353,7 @@ def history(model: ModelArgument, as_json: JsonOption = False) -> None:
     "mpru-tf forget models/resnet --classes 3,7 --dry-run",
     "mpru-tf forget models/resnet --classes cat --method gram_schmidt --calibration calibration.npz",
     "mpru-tf forget models/faces --classes 'Alice Example' --redact-labels",
+    "mpru-tf forget models/resnet --classes cat --warmup auto --warmup-batch-sizes 1,8,32",
     "mpru-tf forget models/resnet/1 --classes 3 --into staging/resnet --drop-output serving_default:embedding",
 )
 def forget(
@@ -423,6 +429,26 @@ def forget(
             show_default=False,
         ),
     ] = None,
+    warmup: Annotated[
+        str,
+        typer.Option(
+            metavar="keep|none|auto|FILE",
+            help="Warm-up requests of the new version: keep those it would inherit, none, auto (made up from the "
+            "signatures), or a file: examples (.npz, .npy, .json as REST takes it) or recorded requests (TFRecords of "
+            "PredictionLog). Each is replayed before the version is published.",
+            rich_help_panel="Publishing",
+        ),
+    ] = "keep",
+    warmup_batch_sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...|FILE",
+            help="Examples in a warm-up request, or the server's batching parameters file: then 1 and its allowed "
+            "sizes. Default: 1; recorded requests stay as they are.",
+            rich_help_panel="Publishing",
+            show_default=False,
+        ),
+    ] = None,
     copy: Annotated[
         bool,
         typer.Option(
@@ -482,6 +508,8 @@ def forget(
             drop_outputs=drop_output or (),
             force=force,
             redact_labels=redact_labels,
+            warmup=warmup,
+            warmup_batch_sizes=warmup_batch_sizes,
             copy=copy,
             load_check=not skip_load_check,
             dry_run=dry_run,
@@ -628,62 +656,42 @@ app.add_typer(convert, name="convert")
 
 
 # --------------------------------------------------------------------------------------------------------- serving
-def _port(value: int) -> int:
-    if not 0 <= value <= 65535:
-        raise typer.BadParameter(f"{value} is no port: 0 to 65535")
-    return value
-
-
 @_command(
-    "mpru-tf serve --port=8500 --rest_api_port=8501 --model_name=resnet --model_base_path=models/resnet",
+    "mpru-tf serve --port=8500 --rest_api_port=8501 --model_name=resnet --model_base_path=/models/resnet",
+    "mpru-tf serve --model_config_file=models.config --model_config_file_poll_wait_seconds=10",
     "curl -d '{\"instances\": [[0.1, 0.2]]}' localhost:8501/v1/models/resnet:predict",
+    cls=ServeCommand,
 )
-def serve(
-    model_base_path: Annotated[
-        Path, typer.Option("--model_base_path", metavar="BASE", help="Base path to serve.", show_default=False)
-    ],
-    model_name: Annotated[
-        str, typer.Option("--model_name", metavar="NAME", help="Name that clients ask for.")
-    ] = "default",
-    port: Annotated[
-        int, typer.Option("--port", metavar="PORT", callback=_port, help="gRPC port; 0 takes any that is free.")
-    ] = 8500,
-    rest_api_port: Annotated[
-        int, typer.Option("--rest_api_port", metavar="PORT", callback=_port, help="REST port; 0 serves no REST.")
-    ] = 0,
-    file_system_poll_wait_seconds: Annotated[
-        float,
-        typer.Option(
-            "--file_system_poll_wait_seconds",
-            metavar="S",
-            help="Between looks for new versions; 0: one look, -1: none.",
-        ),
-    ] = 1.0,
-    host: Annotated[
-        str, typer.Option("--host", metavar="HOST", help="Address to bind; 0.0.0.0 is reachable from outside.")
-    ] = ("127.0.0.1"),
-) -> None:
-    """Serve a base path as TensorFlow Serving does, for development: same flags, same gRPC and REST interfaces.
+@with_signature
+def serve(**given: Any) -> None:
+    """Serve models as TensorFlow Serving does, for development: same flags, same gRPC and REST interfaces.
 
     It stands in for tensorflow_model_server where there is no Docker. In production, use the real one.
     """
+    options, without_effect = split(given)
+    if is_on("version", given["version"]):
+        import tensorflow as tf
+
+        typer.echo(f"TensorFlow ModelServer: mpru_tf {mpru_tf.__version__}\nTensorFlow Library: {tf.__version__}")
+        return
+    if not options["model_base_path"] and not options["model_config_file"]:
+        raise typer.BadParameter("one of --model_base_path and --model_config_file is needed")
+    # SIGTERM is how init systems and `docker stop` ask for an orderly end; the server finishes what it is answering.
+    signal.signal(signal.SIGTERM, _terminate)
     from mpru_tf.serving.server import ModelServer
 
     handler = RichHandler(console=messages(), show_path=False, log_time_format="[%X]")
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
-    server = ModelServer(
-        str(model_base_path),
-        model_name=model_name,
-        port=port,
-        rest_api_port=rest_api_port,
-        host=host,
-        file_system_poll_wait_seconds=file_system_poll_wait_seconds,
-    )
-    # SIGTERM is how init systems and `docker stop` ask for an orderly end; the server finishes what it is answering.
-    signal.signal(signal.SIGTERM, _terminate)
+    for line in without_effect:
+        logging.warning(line)
+    server = ModelServer(**options)
     with server:
-        rest = f"  REST http://{host}:{server.rest_api_port}/v1/models/{model_name}" if rest_api_port else ""
-        typer.echo(f"serving {model_name} from {model_base_path}  gRPC {host}:{server.port}{rest}")
+        source = options["model_config_file"] or options["model_base_path"]
+        host, names = server.host, server.model_names
+        rest = f"  REST http://{host}:{server.rest_api_port}/v1/models" if server.rest_api_port else ""
+        if rest and len(names) == 1:
+            rest += f"/{names[0]}"
+        typer.echo(f"serving {', '.join(names) or 'nothing'} from {source}  gRPC {host}:{server.port}{rest}")
         server.wait()
 
 
@@ -716,6 +724,9 @@ def quickstart(
         steps.show(results, output())
     if results.problems:
         _refuse(" ".join(results.problems))
+
+
+operations.register(app, _help)  # wait, status, label, rollout, rollback, retire, audit
 
 
 # --------------------------------------------------------------------------------------------------------- showing
@@ -854,6 +865,8 @@ def _unfiltered_versions(result: ForgetResult) -> list[int]:
 
 
 def _show_forgotten(result: ForgetResult, unfiltered: Sequence[int]) -> None:
+    from mpru_tf.warmup_plan import KEEP, describe
+
     console = output()
     if result.already_forgotten:
         headline = f"version {result.version} forgets all of this already; nothing was written"
@@ -875,6 +888,8 @@ def _show_forgotten(result: ForgetResult, unfiltered: Sequence[int]) -> None:
         table.add_row("endpoints gone", ", ".join(result.dropped_endpoints))
     table.add_row("leak gate", result.leak_gate)
     table.add_row("load check", f"{result.load_check['status']}: {result.load_check['detail']}")
+    if result.warmup is not None and (result.warmup["mode"] != KEEP or result.warmup["records"]):
+        table.add_row("warm-up", escape(describe(result.warmup)))
     if result.files is not None:
         table.add_row("files", result.files)
     checked = f", and {result.seconds_load_check:.3f} for the load check" if result.seconds_load_check else ""

@@ -16,8 +16,8 @@
     ├── LeakError                 an output would still answer a forgotten class
     ├── VerificationError         the new version does not do what it must; it was not published
     ├── ManifestError             a filtered version whose manifest is missing, foreign or does not match
-    ├── PublishError              the new version directory could not be written or claimed
-    ├── ServingError              the embedded model server could not start
+    ├── PublishError              a version directory could not be written, claimed or moved
+    ├── ServingError              a model server could not be started, reached, or brought to do what was asked
     └── MissingExtraError         an optional package is not installed (also an ImportError)
 
 Each message is one paragraph that says what is wrong, what was received, what would be valid and what to do
@@ -92,11 +92,11 @@ class ManifestError(MPRUError):
 
 
 class PublishError(MPRUError):
-    """The new version directory could not be written or claimed."""
+    """A version directory could not be written, claimed or moved."""
 
 
 class ServingError(MPRUError):
-    """The embedded model server could not start."""
+    """A model server could not be started, reached, or brought to do what was asked."""
 
 
 class MissingExtraError(MPRUError, ImportError):

@@ -29,6 +29,7 @@ from mpru_tf.filters import MASK
 from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.candidates import LOGITS, PROBABILITIES
 from mpru_tf.saved_model.graph import Graph
+from mpru_tf.warmup_replay import Replay, warm_up
 from mpru_tf.worker import ASKING, LOADING, Report
 
 if TYPE_CHECKING:
@@ -64,8 +65,15 @@ class Check:
 
 
 # ---------------------------------------------------------------------------------------------------------------- jobs
-def compare(report: Report, staged: Path, source: Path | None, site: ScoreSite, spec: FilterSpec) -> dict[str, Any]:
-    """Load a staged version, ask it, and hold its answers against the reference and the source's.
+def compare(
+    report: Report,
+    staged: Path,
+    source: Path | None,
+    site: ScoreSite,
+    spec: FilterSpec,
+    replay: Replay | None = None,
+) -> dict[str, Any]:
+    """Load a staged version, ask it, hold its answers against the reference and the source's, and warm it up.
 
     Returns and raises as :func:`mpru_tf.verification.check_before_publishing` does.
     """
@@ -74,33 +82,8 @@ def compare(report: Report, staged: Path, source: Path | None, site: ScoreSite, 
             if loaded.passed is None:
                 return {"status": "skipped", "detail": loaded.detail}
             raise _does_not_load(report, loaded, source)
-        asked = {name: _first_answer(report, loaded, NEW, name, keys) for name, keys in _shown(site, loaded).items()}
-        for answer in asked.values():
-            for values in answer[1].values() if not isinstance(answer, str) else ():
-                _check_width(values, site)
-        checks = _judged(asked, site, spec.forgotten, spec.method == MASK)
-        failed = [check for check in checks if check.passed is False]
-        if failed:
-            raise VerificationError(
-                explain(
-                    "The re-exported version answers wrongly; it was not published.",
-                    received="; ".join(check.detail for check in failed),
-                    hint="Please report this model: the graph was read wrongly.",
-                )
-            )
-        unasked = all(check.passed is None for check in checks)
-        skipped = {"status": "skipped", "detail": "it loads; " + "; ".join(check.detail for check in checks)}
-        if source is None:
-            passed = {"status": "passed", "detail": "it loads, and no forgotten class gets any probability"}
-            return skipped if unasked else passed
-        with _load(report, source, SOURCE) as original:
-            if isinstance(original, Check):
-                passed = {"status": "passed", "detail": "it loads and answers; the source could not be compared"}
-                return skipped if unasked else passed
-            for name, answer in asked.items():
-                if isinstance(answer, str):
-                    _check_source_fails_too(report, original, name, _shown(site, loaded)[name], site, answer)
-            return skipped if unasked else _compared(report, asked, original, site, spec)
+        found = _asked(report, loaded, source, site, spec)
+        return found if replay is None else {**found, "warmup": warm_up(report, NEW, loaded, staged, replay)}
 
 
 def try_source(report: Report, source: Path, site: ScoreSite) -> None:
@@ -173,6 +156,39 @@ def _tags(directory: Path) -> list[str]:
     """The tag set to load: that of servers by default, or else of the first MetaGraph that is for serving at all."""
     sets = [list(meta_graph.meta_info_def.tags) for meta_graph in bundles.read(directory).meta_graphs]
     return min(sets, key=lambda tags: (tags != ["serve"], "serve" not in tags))
+
+
+def _asked(
+    report: Report, loaded: LoadedModel, source: Path | None, site: ScoreSite, spec: FilterSpec
+) -> dict[str, Any]:
+    """Ask a loaded version, and hold its answers against the reference and the source's."""
+    asked = {name: _first_answer(report, loaded, NEW, name, keys) for name, keys in _shown(site, loaded).items()}
+    for answer in asked.values():
+        for values in answer[1].values() if not isinstance(answer, str) else ():
+            _check_width(values, site)
+    checks = _judged(asked, site, spec.forgotten, spec.method == MASK)
+    failed = [check for check in checks if check.passed is False]
+    if failed:
+        raise VerificationError(
+            explain(
+                "The re-exported version answers wrongly; it was not published.",
+                received="; ".join(check.detail for check in failed),
+                hint="Please report this model: the graph was read wrongly.",
+            )
+        )
+    unasked = all(check.passed is None for check in checks)
+    skipped = {"status": "skipped", "detail": "it loads; " + "; ".join(check.detail for check in checks)}
+    if source is None:
+        passed = {"status": "passed", "detail": "it loads, and no forgotten class gets any probability"}
+        return skipped if unasked else passed
+    with _load(report, source, SOURCE) as original:
+        if isinstance(original, Check):
+            passed = {"status": "passed", "detail": "it loads and answers; the source could not be compared"}
+            return skipped if unasked else passed
+        for name, answer in asked.items():
+            if isinstance(answer, str):
+                _check_source_fails_too(report, original, name, _shown(site, loaded)[name], site, answer)
+        return skipped if unasked else _compared(report, asked, original, site, spec)
 
 
 def _does_not_load(report: Report, found: Check, source: Path | None) -> MPRUError:

@@ -37,6 +37,9 @@ class Manifest:
         classes: number n of classes.
         forgotten: indices of all forgotten classes, ascending, earlier ones included.
         labels: labels of the forgotten classes in the same order, or None when they are not known.
+        warmup: what became of the warm-up file: 'mode' ('keep', 'none', 'auto' or 'file'), the 'file' and its 'sha256',
+            'batch_sizes', how many 'records' there are, how many were 'left_out', whether they were 'replayed', and
+            signatures 'not_asked'; None in versions of an older mpru_tf.
         redacted: whether labels of forgotten classes were removed from all files; :attr:`labels` holds placeholders.
         method: the filter's method.
         temperature: of method 'tempered', else None.
@@ -73,6 +76,7 @@ class Manifest:
     load_check: dict[str, Any]
     history: tuple[dict[str, Any], ...] = field(default=())
     redacted: bool = False
+    warmup: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """The manifest as it is written to disk."""

@@ -35,8 +35,12 @@ from mpru_tf.saved_model.score_site import Choice
 from mpru_tf.saved_model.sites import survey
 from mpru_tf.saved_model.splice import splice, unused_prefixes
 from mpru_tf.versions import VersionDirectory, target_base_path
+from mpru_tf.warmup_plan import WarmUpPlan, WarmUpWish, plan_warm_up
 
 if TYPE_CHECKING:
+    from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
     from mpru_tf.filters import FilterSpec
     from mpru_tf.saved_model.bundle import Bundle
     from mpru_tf.saved_model.graph import Graph
@@ -59,6 +63,7 @@ class Wishes:
     drop_outputs: tuple[str, ...]
     force: bool
     redact_labels: bool
+    warm_up: WarmUpWish
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Plan:
     allowed_outputs: tuple[str, ...]
     preconditions: dict[str, Any] | None
     redaction: Redaction | None
+    warm_up: WarmUpPlan
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,8 @@ def plan(found: VersionDirectory, wishes: Wishes) -> Plan | NothingNew:
             redaction.edit_graphs(read.bundle.proto)
             redaction.check_graphs(read.bundle.proto)
         data = read.bundle.proto.SerializeToString()
+        signatures = _loaded_signatures(read.bundle.proto)
+    dropped = (*(earlier.dropped_outputs if earlier is not None else ()), *read.dropped_outputs)
     return Plan(
         found=found,
         base=base,
@@ -148,9 +156,10 @@ def plan(found: VersionDirectory, wishes: Wishes) -> Plan | NothingNew:
         redaction=redaction,
         splices=splices,
         dropped_endpoints=(*(earlier.dropped_endpoints if earlier is not None else ()), *endpoints),
-        dropped_outputs=(*(earlier.dropped_outputs if earlier is not None else ()), *read.dropped_outputs),
+        dropped_outputs=dropped,
         allowed_outputs=allowed,
         preconditions=preconditions,
+        warm_up=plan_warm_up(wishes.warm_up, found.path, signatures, dropped),
     )
 
 
@@ -176,6 +185,7 @@ def _asks_for_nothing_new(wishes: Wishes, wanted: Sequence[int], read: _Read, ea
         and wishes.class_means is None
         and not read.dropped_outputs
         and (earlier.redacted or not wishes.redact_labels)
+        and wishes.warm_up.is_fulfilled(read.bundle.directory, earlier.warmup)
     )
 
 
@@ -347,6 +357,13 @@ def _drop(bundle: Bundle, drop_outputs: Sequence[str]) -> tuple[str, ...]:
                     drop_output(bundle.graphs()[index], name, key)
                     break
     return tuple(dict.fromkeys(drop_outputs))
+
+
+def _loaded_signatures(model: SavedModel) -> dict[str, SignatureDef]:
+    """The signatures of the MetaGraph that servers load, apart from the model, which is large."""
+    by_tags = {frozenset(meta_graph.meta_info_def.tags): meta_graph for meta_graph in reversed(model.meta_graphs)}
+    found = by_tags.get(frozenset({"serve"}), model.meta_graphs[0]).signature_def
+    return {name: type(found[name]).FromString(found[name].SerializeToString()) for name in found}
 
 
 def _edit(

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from mpru_tf.errors import CorruptModelError, explain
+from mpru_tf.errors import CorruptModelError, VerificationError, explain
 from mpru_tf.manifest import MANIFEST, Manifest
 from mpru_tf.planning import NothingNew, Plan, Wishes, plan
 from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.score_site import Choice
 from mpru_tf.versions import find_version, link_tree, list_versions, publish, staged
+from mpru_tf.warmup_plan import KEEP, WarmUpWish
 from mpru_tf.worker import prepare
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class ForgetResult:
         outputs: the outputs that are filtered, as SIG:KEY.
         dropped_outputs: outputs that were removed from their signatures, as SIG:KEY.
         dropped_endpoints: attributes that Python loaders offer no more, because they answered past the filter.
+        warmup: what became of the warm-up file, as the manifest says it.
         files: how the files came over: 'reflink', 'hard link' or 'copy'; None if nothing was written.
         seconds: time of the re-export itself: read, plan, splice, gate, link, write, publish.
         seconds_load_check: time of the load check.
@@ -63,6 +65,7 @@ class ForgetResult:
     outputs: tuple[str, ...]
     dropped_outputs: tuple[str, ...]
     dropped_endpoints: tuple[str, ...]
+    warmup: dict[str, Any] | None
     files: str | None
     seconds: float
     seconds_load_check: float
@@ -98,6 +101,8 @@ def forget(
     drop_outputs: Sequence[str] = (),
     force: bool = False,
     redact_labels: bool = False,
+    warmup: str | os.PathLike[str] = KEEP,
+    warmup_batch_sizes: Sequence[int] | int | str | os.PathLike[str] | None = None,
     copy: bool = False,
     load_check: bool = True,
     dry_run: bool = False,
@@ -131,6 +136,13 @@ def forget(
         force: go on when the class means do not meet the preconditions.
         redact_labels: remove the labels of the forgotten classes too, from constants, tables, assets and the manifest;
             refused where that cannot be done. A version made from a redacted one is redacted as well.
+        warmup: warm-up requests, which servers replay before the new version answers anyone: 'keep' those of the
+            version it is made from, 'none', 'auto' to make some up from the signatures, or the path of a file with
+            examples (.npz, .npy, .json as REST takes it) or with recorded requests (TFRecords of PredictionLog). All
+            are replayed in the load check.
+        warmup_batch_sizes: how many examples a request holds, or the path of a batching parameters file: then 1 and
+            its allowed sizes. Recorded requests stay as long as they are, and are brought to these sizes besides.
+            Default: 1.
         copy: copy the weights instead of sharing their bytes with the source version.
         load_check: load the new version in a Session before it is published, ask it, and compare with the reference.
         dry_run: do everything but write.
@@ -145,13 +157,15 @@ def forget(
         ClassMeansError: about ``class_means``; :class:`PreconditionError` if they are not trustworthy.
         LeakError: an output would still answer a forgotten class.
         ManifestError: the version was filtered before, but what its manifest says does not hold.
-        VerificationError: the new version does not answer as it must, or crashes or hangs when it is loaded or asked;
-            it is not published.
+        DataError: about ``warmup`` and ``warmup_batch_sizes``.
+        VerificationError: the new version does not answer as it must, or crashes or hangs when it is loaded or asked,
+            or refuses a warm-up request; it is not published.
         PublishError: it could not be written.
 
     Source: MPRU, arXiv 2510.26230 (an output filter: projection, then redistribution); the splice is ours.
     """
     found = find_version(model)
+    warm_up = WarmUpWish.of(warmup, warmup_batch_sizes, replayed=load_check)
     if load_check and not dry_run:
         prepare()  # imports TensorFlow in a process of its own, while this one reads and plans
     import mpru_tf.layer  # noqa: F401  imports TensorFlow, which `seconds` is not to count
@@ -169,6 +183,7 @@ def forget(
         drop_outputs=tuple(drop_outputs),
         force=force,
         redact_labels=redact_labels,
+        warm_up=warm_up,
     )
     planned = plan(found, wishes)
     seconds = time.perf_counter() - started
@@ -176,7 +191,8 @@ def forget(
         return _nothing_new(planned, seconds)
     if dry_run:
         version = max(list_versions(planned.base), default=0) + 1
-        return _result(version, planned, {"status": "skipped", "detail": "dry run"}, None, seconds, 0.0, True)
+        skipped = {"status": "skipped", "detail": "dry run"}
+        return _result(version, planned, skipped, planned.warm_up.said, None, seconds, 0.0, True)
     return _write(planned, copy, load_check, seconds)
 
 
@@ -196,6 +212,7 @@ def _nothing_new(plan: NothingNew, seconds: float) -> ForgetResult:
         outputs=site.outputs,
         dropped_outputs=earlier.dropped_outputs,
         dropped_endpoints=earlier.dropped_endpoints,
+        warmup=earlier.warmup,
         files=None,
         seconds=seconds,
         seconds_load_check=0.0,
@@ -208,6 +225,7 @@ def _write(plan: Plan, copy: bool, load_check: bool, seconds: float) -> ForgetRe
     started = time.perf_counter()
     source = plan.found.path
     left_out = {*bundles.SAVED_MODEL_FORMS, bundles.KERAS_METADATA_PB, bundles.FINGERPRINT_PB, MANIFEST}
+    left_out |= plan.warm_up.left_out
     with staged(plan.base) as staging:
         files = link_tree(source, staging, without=left_out, copy=copy)
         (staging / bundles.SAVED_MODEL_PB).write_bytes(plan.data)
@@ -215,13 +233,14 @@ def _write(plan: Plan, copy: bool, load_check: bool, seconds: float) -> ForgetRe
             plan.redaction.rewrite_files(staging)
         if (source / bundles.FINGERPRINT_PB).is_file():
             _write_fingerprint(staging)
-        checked, seconds_load_check = _checked(staging, plan, load_check)
-        _manifest(plan, staging, checked).write(staging)
+        plan.warm_up.write(staging)
+        checked, warmup, seconds_load_check = _checked(staging, plan, load_check)
+        _manifest(plan, staging, checked, warmup).write(staging)
         if plan.redaction is not None:
             plan.redaction.check(staging)
         version = publish(staging, plan.base)
     own = seconds + time.perf_counter() - started - seconds_load_check
-    return _result(version, plan, checked, files, own, seconds_load_check, False)
+    return _result(version, plan, checked, warmup, files, own, seconds_load_check, False)
 
 
 def _write_fingerprint(directory: Path) -> None:
@@ -244,19 +263,30 @@ def _write_fingerprint(directory: Path) -> None:
     (directory / bundles.FINGERPRINT_PB).write_bytes(fingerprint)
 
 
-def _checked(staging: Path, plan: Plan, load_check: bool) -> tuple[dict[str, Any], float]:
+def _checked(staging: Path, plan: Plan, load_check: bool) -> tuple[dict[str, Any], dict[str, Any], float]:
+    """What the load check and the replay of the warm-up requests showed, and how long they took."""
     if not load_check:
-        return {"status": "skipped", "detail": "not asked for"}, 0.0
+        return {"status": "skipped", "detail": "not asked for"}, plan.warm_up.said, 0.0
     from mpru_tf.verification import check_before_publishing
 
     started = time.perf_counter()
     # A version that carries a filter already cannot be asked for the raw answers.
     source = plan.found.path if plan.earlier is None else None
-    checked = check_before_publishing(staging, source, plan.site, plan.spec)
-    return checked, time.perf_counter() - started
+    checked = check_before_publishing(staging, source, plan.site, plan.spec, replay=plan.warm_up.replay)
+    replayed = checked.pop("warmup", None)
+    if replayed is None and plan.warm_up.replay is not None and plan.warm_up.mode != KEEP:
+        raise VerificationError(
+            explain(
+                "The warm-up requests could not be tried, so the new version was not published.",
+                received=checked["detail"],
+                hint="Leave them out with --warmup none, or keep those of the source version with --warmup keep.",
+            )
+        )
+    said = plan.warm_up.said if replayed is None else {**plan.warm_up.said, **replayed, "replayed": True}
+    return checked, said, time.perf_counter() - started
 
 
-def _manifest(plan: Plan, staging: Path, checked: dict[str, Any]) -> Manifest:
+def _manifest(plan: Plan, staging: Path, checked: dict[str, Any], warmup: dict[str, Any]) -> Manifest:
     from mpru_tf import __version__
 
     index_sha256 = bundles.index_digest(staging)
@@ -291,6 +321,7 @@ def _manifest(plan: Plan, staging: Path, checked: dict[str, Any]) -> Manifest:
         load_check=redact(checked),
         history=tuple(_redacted(step, plan.redaction) for step in history),
         redacted=plan.redaction is not None,
+        warmup=redact(warmup),
     )
 
 
@@ -316,6 +347,7 @@ def _result(
     version: int,
     plan: Plan,
     checked: dict[str, Any],
+    warmup: dict[str, Any],
     files: str | None,
     seconds: float,
     seconds_load_check: float,
@@ -335,6 +367,7 @@ def _result(
         outputs=plan.site.outputs,
         dropped_outputs=plan.dropped_outputs,
         dropped_endpoints=plan.dropped_endpoints,
+        warmup=warmup,
         files=files,
         seconds=seconds,
         seconds_load_check=seconds_load_check,

@@ -29,11 +29,13 @@ from mpru_tf.saved_model.score_site import ScoreSite, SitePoint
 from mpru_tf.saved_model.sites import survey
 from mpru_tf.saved_model.splice import Splice, filter_alone
 from mpru_tf.versions import find_version
+from mpru_tf.warmup_replay import WARM_UP
 
 if TYPE_CHECKING:
     from mpru_tf.filters import FilterSpec
     from mpru_tf.saved_model.bundle import Bundle
     from mpru_tf.saved_model.graph import Graph
+    from mpru_tf.warmup_replay import Replay
     from mpru_tf.worker import Limits
 
 
@@ -195,7 +197,12 @@ def _refs(graphs: list[Graph], site: ScoreSite) -> set[tuple[int, str, str]]:
 
 # ------------------------------------------------------------------------------------------------------- load check
 def check_before_publishing(
-    staged: Path, source: Path | None, site: ScoreSite, spec: FilterSpec, limits: Limits | None = None
+    staged: Path,
+    source: Path | None,
+    site: ScoreSite,
+    spec: FilterSpec,
+    limits: Limits | None = None,
+    replay: Replay | None = None,
 ) -> dict[str, Any]:
     """Load a staged version as a server would, ask it, and hold its answers against the NumPy reference.
 
@@ -205,18 +212,21 @@ def check_before_publishing(
         site: the score site, for what each output holds.
         spec: the filter.
         limits: how long a step may take; default ``Limits()``.
+        replay: what to do about warm-up requests, None for nothing.
 
     Returns:
         'status' ('passed' or 'skipped') and 'detail'; 'requests' and 'largest_difference' from the reference (in
-        probability) where answers were compared.
+        probability) where answers were compared; 'warmup', as :func:`mpru_tf.warmup_replay.warm_up` returns it, where
+        requests were replayed.
 
     Raises:
-        VerificationError: it answers wrongly, or it does not load, crashes or hangs although the source does not.
+        VerificationError: it answers wrongly, refuses a warm-up request, or does not load, crashes or hangs although
+            the source does not.
         CorruptModelError: neither does the source load, or it crashes or hangs as well.
         UnsupportedModelError: what it answers are no class scores as the site describes them.
     """
     staged, source = staged.absolute(), source.absolute() if source is not None else None
-    found = worker.ask("compare", staged, source, site, spec, limits=limits)
+    found = worker.ask("compare", staged, source, site, spec, replay, limits=limits)
     if not isinstance(found, worker.Ended):
         return dict(found)
     if found.about.startswith(SOURCE):
@@ -226,6 +236,8 @@ def check_before_publishing(
         if isinstance(again, worker.Ended):
             raise source_is_broken("cannot be run, so neither could", str(again))
     hint = "Set TF_CPP_MIN_LOG_LEVEL=0 to see what TensorFlow writes before that." if found.step else None
+    if WARM_UP in found.about:
+        hint = "Leave warm-up requests out with --warmup none, or give others with --warmup FILE."
     raise VerificationError(
         explain("The re-exported version cannot be checked; it was not published.", received=str(found), hint=hint)
     )

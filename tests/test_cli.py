@@ -26,7 +26,8 @@ from mpru_tf.filters import MASK, METHODS
 from mpru_tf.labels import write_labels
 
 LABELS = ["cat", "dog", "bird", "crane, bird", "fish"]
-COMMANDS = ["inspect", "means", "convert", "verify", "history", "forget", "serve", "quickstart"]
+OPERATIONS = ["wait", "status", "label", "rollout", "rollback", "retire", "audit"]
+COMMANDS = ["inspect", "means", "convert", "verify", "history", "forget", "serve", "quickstart", *OPERATIONS]
 
 runner = CliRunner()
 

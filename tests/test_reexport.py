@@ -294,10 +294,10 @@ def test_copy_shares_no_bytes(models: ModelStore, tmp_path: Path) -> None:
 def test_extra_assets_come_along_and_keras_metadata_does_not(models: ModelStore, tmp_path: Path) -> None:
     base = models.base("keras2", tmp_path)
     (base / "1" / "assets.extra").mkdir()
-    (base / "1" / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"records")
+    (base / "1" / "assets.extra" / "notes.txt").write_bytes(b"notes")
     assert (base / "1" / "keras_metadata.pb").is_file()
     result = mpru_tf.forget(base, [2])
-    assert (result.path / "assets.extra" / "tf_serving_warmup_requests").read_bytes() == b"records"
+    assert (result.path / "assets.extra" / "notes.txt").read_bytes() == b"notes"
     assert not (result.path / "keras_metadata.pb").exists()
     assert not (base / "1" / MANIFEST).exists()
 

@@ -53,7 +53,8 @@ class LoadedModel:
     Args:
         version_dir: directory that holds ``saved_model.pb``.
         tags: the tag set of the MetaGraph to load, exactly.
-        threads: size of the intra-op and of the inter-op thread pool; ``None`` leaves both to TensorFlow.
+        threads: size of the intra-op and of the inter-op thread pool, one number for both or each; ``None`` or 0 leaves
+            a size to TensorFlow.
 
     Raises:
         ModelNotFoundError: ``version_dir`` is no directory, or has no ``saved_model.pb``.
@@ -65,7 +66,9 @@ class LoadedModel:
         ...     model.run("serving_default", {"x": np.zeros([1, 8], np.float32)})["probabilities"]
     """
 
-    def __init__(self, version_dir: str | Path, tags: Sequence[str] = ("serve",), threads: int | None = None) -> None:
+    def __init__(
+        self, version_dir: str | Path, tags: Sequence[str] = ("serve",), threads: int | tuple[int, int] | None = None
+    ) -> None:
         self.path = Path(version_dir)
         if not any((self.path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
             raise ModelNotFoundError(
@@ -75,7 +78,7 @@ class LoadedModel:
                     valid="a version directory that holds saved_model.pb",
                 )
             )
-        self._steps: dict[tuple[str, tuple[str, ...]], Step] = {}
+        self._steps: dict[tuple[Any, ...], Step] = {}
         self._steps_lock = threading.Lock()
         self._closed = False
         try:
@@ -91,7 +94,7 @@ class LoadedModel:
             raise _load_failure(self.path, error) from error
         self.signatures: dict[str, Any] = dict(self.meta_graph.signature_def)
 
-    def _load(self, tags: Sequence[str], threads: int | None) -> None:
+    def _load(self, tags: Sequence[str], threads: int | tuple[int, int] | None) -> None:
         self._graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=self._graph, config=_session_config(threads))
         with self._graph.as_default(), _without_loader_chatter():
@@ -149,13 +152,15 @@ class LoadedModel:
         the model server, that validate on their own. Raises as :meth:`run` does about keys.
         """
         key = (signature_name, outputs)
-        step = self._steps.get(key)
-        if step is None:
-            with self._steps_lock:
-                step = self._steps.get(key)
-                if step is None:
-                    step = self._steps[key] = self._make_step(signature_name, outputs)
-        return step
+        return self._steps.get(key) or self._keep(key, lambda: self._make_step(signature_name, outputs))
+
+    def joint_step(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Step:
+        """Return the compiled callable from tensors to tensors, by name, made on first use.
+
+        For callers that answer several signatures in one run. It checks nothing.
+        """
+        key = (feeds, fetches)
+        return self._steps.get(key) or self._keep(key, lambda: self._bind(feeds, fetches))
 
     def close(self) -> None:
         """Free the Session and the memory of its variables. Steps still running finish first, or fail as cancelled."""
@@ -172,6 +177,13 @@ class LoadedModel:
     ) -> None:
         self.close()
 
+    def _keep(self, key: tuple[Any, ...], make: Callable[[], Step]) -> Step:
+        with self._steps_lock:
+            step = self._steps.get(key)
+            if step is None:
+                step = self._steps[key] = make()
+        return step
+
     def _make_step(self, signature_name: str, outputs: tuple[str, ...]) -> Step:
         signature = self.signatures[signature_name]
         unknown = sorted(set(outputs) - set(signature.outputs))
@@ -183,8 +195,11 @@ class LoadedModel:
                     valid=sorted(signature.outputs),
                 )
             )
-        feeds = [_dense_name(self.path, key, signature.inputs[key]) for key in sorted(signature.inputs)]
-        fetches = [_dense_name(self.path, key, signature.outputs[key]) for key in outputs]
+        feeds = tuple(_dense_name(self.path, key, signature.inputs[key]) for key in sorted(signature.inputs))
+        fetches = tuple(_dense_name(self.path, key, signature.outputs[key]) for key in outputs)
+        return self._bind(feeds, fetches)
+
+    def _bind(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Step:
         # A tensor cannot be fed and fetched in one step; a signature that echoes an input is answered from the feed.
         echoed = {i: feeds.index(name) for i, name in enumerate(fetches) if name in feeds}
         computed = list(dict.fromkeys(name for name in fetches if name not in feeds))
@@ -193,7 +208,7 @@ class LoadedModel:
             # This one binds the C++ Session::MakeCallable; private, but the same since TensorFlow 1.8.
             options = config_pb2.CallableOptions(feed=feeds, fetch=computed)
             call = self._session._make_callable_from_options(options)
-            if computed == fetches:
+            if computed == list(fetches):
                 return call  # type: ignore[no-any-return]
 
         def step(*values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
@@ -203,14 +218,15 @@ class LoadedModel:
         return step
 
 
-def _session_config(threads: int | None) -> Any:
+def _session_config(threads: int | tuple[int, int] | None) -> Any:
+    intra, inter = threads if isinstance(threads, tuple) else (threads or 0, threads or 0)
     # Soft placement: a graph exported on a GPU machine names devices that this one may lack. Growth: during a hot swap
     # two versions live on one GPU, so the first must not reserve all of its memory.
     return tf.compat.v1.ConfigProto(
         allow_soft_placement=True,
         gpu_options=tf.compat.v1.GPUOptions(allow_growth=True),
-        intra_op_parallelism_threads=threads or 0,
-        inter_op_parallelism_threads=threads or 0,
+        intra_op_parallelism_threads=intra,
+        inter_op_parallelism_threads=inter,
     )
 
 

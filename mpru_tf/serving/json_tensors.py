@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
@@ -49,18 +50,26 @@ def parse_request(body: bytes) -> dict[str, Any]:
     """
     if not body:
         raise invalid_argument("JSON Parse error: The document is empty")
+    text = body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     try:
-        document = json.loads(body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"))
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            if not _INF.match(text, error.pos):
+                raise
+            document = json.loads(_INF_OR_STRING.sub(lambda found: _INF_NAMES.get(found[0], found[0]), text))
     except json.JSONDecodeError as error:
         problem = _RAPIDJSON_WORDS.get(error.msg, error.msg + ".")
         raise invalid_argument(f"JSON Parse error: {problem} at offset: {error.pos}") from error
+    except ValueError as error:  # Python gives up on integers of thousands of digits
+        raise invalid_argument("JSON Parse error: Number too big to be stored in double.") from error
     except RecursionError as error:
         raise invalid_argument("JSON Parse error: The document is nested too deeply.") from error
     if not isinstance(document, dict):
-        raise invalid_argument(f"JSON Value: {_show(document)} Is not object")
+        raise invalid_argument(f"JSON Value: {show(document)} Is not object")
     if not isinstance(document.get("signature_name", ""), str):
         raise invalid_argument(
-            f"JSON Value: {_show(document)} not formatted correctly. 'signature_name' key must be a string value."
+            f"JSON Value: {show(document)} not formatted correctly. 'signature_name' key must be a string value."
         )
     return document
 
@@ -81,7 +90,7 @@ def read_tensors(
     rows, columns = Format.ROW.value in document, Format.COLUMNAR.value in document
     if rows and columns:
         raise invalid_argument(
-            f"JSON Value: {_show(document)} Not formatted correctly expecting only one of 'inputs' or 'instances' "
+            f"JSON Value: {show(document)} Not formatted correctly expecting only one of 'inputs' or 'instances' "
             "keys to exist "
         )
     # NumPy takes a list of numbers that hides a boolean for numbers; the real server refuses it.
@@ -102,12 +111,17 @@ def write_tensors(outputs: Mapping[str, Array], form: Format) -> bytes:
     """
     if not outputs:
         raise invalid_argument("Cannot convert empty tensor map to JSON")
-    texts = {key: _texts(key, array) for key, array in outputs.items()}
+    texts = {key: element_texts(key, array) for key, array in outputs.items()}
     text = _rows(outputs, texts) if form is Format.ROW else _columns(outputs, texts)
     return text.encode("utf-8", "surrogateescape")
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
+
+#: The real server's JSON library also reads the short form of infinity.
+_INF = re.compile(r"-?Inf\b")
+_INF_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*"|-?\bInf\b')
+_INF_NAMES = {"Inf": "Infinity", "-Inf": "-Infinity"}
 
 #: Python's words for what is wrong with a document, and those of the real server's JSON library.
 _RAPIDJSON_WORDS = {
@@ -123,9 +137,9 @@ _RAPIDJSON_WORDS = {
 def _read_rows(document: Mapping[str, Any], dtypes: Mapping[str, int], dense: _Dense) -> dict[str, Array]:
     instances = document[Format.ROW.value]
     if not isinstance(instances, list):
-        raise invalid_argument(f"JSON Value: {_show(document)} Excepting 'instances' to be an list/array")
+        raise invalid_argument(f"JSON Value: {show(document)} Excepting 'instances' to be an list/array")
     if not instances:
-        raise invalid_argument(f"JSON Value: {_show(document)} No values in 'instances' array")
+        raise invalid_argument(f"JSON Value: {show(document)} No values in 'instances' array")
     if not isinstance(instances[0], dict) and len(dtypes) > 1:
         raise invalid_argument(
             "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
@@ -164,7 +178,7 @@ def _read_objects(instances: list[Any], dtypes: Mapping[str, int], dense: _Dense
                 ) from error
         if instance.keys() != dtypes.keys():
             raise invalid_argument(
-                f"Failed to process element: {i} of 'instances' list. JSON object: {_show(instance)} "
+                f"Failed to process element: {i} of 'instances' list. JSON object: {show(instance)} "
                 f"keys must be equal to: {','.join(sorted(dtypes))}"
             )
     return {name: np.stack(arrays) for name, arrays in rows.items()}
@@ -197,12 +211,13 @@ def _read_columns(inputs: Any, dtypes: Mapping[str, int], dense: _Dense) -> dict
     return {name: dense.read(inputs[name], dtype) for name, dtype in dtypes.items()}
 
 
-def _is_base64(value: Any) -> bool:
+def is_base64(value: Any) -> bool:
+    """Whether a JSON value is ``{"b64": "..."}``."""
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
 def _is_object(value: Any) -> bool:
-    return isinstance(value, dict) and not _is_base64(value)
+    return isinstance(value, dict) and not is_base64(value)
 
 
 class _Dense:
@@ -250,13 +265,13 @@ def _read_slowly(value: Any, dtype: int) -> Array:
         if not isinstance(item, list):
             if level != len(shape):
                 raise invalid_argument(
-                    f"JSON Value: {_show(item)} found at incorrect level: {level + 1} in the JSON DOM. "
+                    f"JSON Value: {show(item)} found at incorrect level: {level + 1} in the JSON DOM. "
                     f"Expected at level: {len(shape)}"
                 )
             if kind is None:
                 raise RequestError(
                     grpc.StatusCode.UNIMPLEMENTED,
-                    f"Conversion of JSON Value: {_show(item)} to type: {dtype_name(dtype)}",
+                    f"Conversion of JSON Value: {show(item)} to type: {dtype_name(dtype)}",
                 )
             flat.append(kind.convert(item, dtype))
             return
@@ -278,11 +293,12 @@ def _read_slowly(value: Any, dtype: int) -> Array:
 
 def _type_error(value: Any, dtype: int) -> RequestError:
     return invalid_argument(
-        f"JSON Value: {_show(value)} Type: {_type_name(value)} is not of expected type: {dtype_name(dtype)}"
+        f"JSON Value: {show(value)} Type: {type_name(value)} is not of expected type: {dtype_name(dtype)}"
     )
 
 
-def _type_name(value: Any) -> str:
+def type_name(value: Any) -> str:
+    """Return what the real server calls the type of a JSON value."""
     if value is None:
         return "Null"
     if isinstance(value, bool):
@@ -291,7 +307,8 @@ def _type_name(value: Any) -> str:
     return names.get(type(value), "Number")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """Return a JSON value as error messages repeat it, cut when it is long."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except RecursionError:
@@ -303,15 +320,25 @@ def _float(largest: float, digits: int, name: str) -> Callable[[Any, int], float
     def convert(value: Any, dtype: int) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise _type_error(value, dtype)
+        if isinstance(value, int) and not -(2**63) <= value < 2**64:
+            value = _as_double(value)
         if isinstance(value, int):
             fits = abs(value) <= 2**digits - 1
         else:
             fits = not np.isfinite(value) or abs(value) <= largest
         if not fits:
-            raise invalid_argument(f"Cannot convert JSON value: {_show(value)} to {name} without loss of precision.")
+            raise invalid_argument(f"Cannot convert JSON value: {show(value)} to {name} without loss of precision.")
         return float(value)
 
     return convert
+
+
+def _as_double(value: int) -> float:
+    """An integer beyond 64 bits is a decimal number to the real server's JSON library."""
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise invalid_argument("JSON Parse error: Number too big to be stored in double.") from error
 
 
 def _integer(low: int, high: int) -> Callable[[Any, int], int]:
@@ -329,7 +356,8 @@ def _boolean(value: Any, dtype: int) -> bool:
     return value
 
 
-def _string(value: Any, dtype: int) -> bytes:
+def string_value(value: Any, dtype: int = tf.string.as_datatype_enum) -> bytes:
+    """Return the bytes of a JSON string or of a base64 object."""
     if isinstance(value, str):
         try:
             return value.encode("utf-8", "surrogateescape")
@@ -337,8 +365,8 @@ def _string(value: Any, dtype: int) -> bytes:
             raise invalid_argument("JSON Parse error: The surrogate pair in string is invalid.") from error
     if not isinstance(value, dict):
         raise _type_error(value, dtype)
-    if not _is_base64(value):
-        raise invalid_argument(f"JSON Value: {_show(value)} not formatted correctly for base64 data")
+    if not is_base64(value):
+        raise invalid_argument(f"JSON Value: {show(value)} not formatted correctly for base64 data")
     text = "".join(value["b64"].split()).rstrip("=.")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
@@ -381,6 +409,15 @@ def _integers(dtype: Any, low: int, high: int) -> _Kind:
     return _Kind(dtype, _integer(low, high), (low, high), "iu", np.uint64 if high >= 2**63 else np.int64)
 
 
+def read_float32(value: int | float) -> float:
+    """Return a JSON number as a float feature has it.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, it is too large.
+    """
+    return float(_KINDS[tf.float32.as_datatype_enum].convert(value, tf.float32.as_datatype_enum))
+
+
 _INT32 = (-(2**31), 2**31 - 1)  # narrower types are read as int32 and wrap around, as in the real server
 
 _KINDS: dict[int, _Kind] = {
@@ -399,7 +436,7 @@ _KINDS: dict[int, _Kind] = {
         (tf.uint32, _integers(tf.uint32, 0, 2**32 - 1)),
         (tf.uint64, _integers(tf.uint64, 0, 2**64 - 1)),
         (tf.bool, _Kind(tf.bool, _boolean)),
-        (tf.string, _Kind(tf.string, _string)),
+        (tf.string, _Kind(tf.string, string_value)),
     )
 }
 
@@ -446,8 +483,12 @@ def _nested(texts: list[str], shape: tuple[int, ...], depth: int) -> list[str]:
     return texts
 
 
-def _texts(key: str, array: Array) -> list[str]:
-    """Return the JSON text of each element."""
+def element_texts(key: str, array: Array) -> list[str]:
+    """Return the JSON text of each element; strings as base64 if ``key`` says so.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, JSON has no form for this dtype.
+    """
     kind = array.dtype.kind
     if kind == "O":
         write = _base64_text if key.endswith(_BYTES_SUFFIX) else _string_text

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 from mpru_tf.errors import MPRUError
 from mpru_tf.serving.servable import Servable
-from mpru_tf.serving.status import RequestError, of_load_failure
+from mpru_tf.serving.status import RequestError, invalid_argument, of_load_failure
 from mpru_tf.serving.swap_policy import Action, State, Version, next_action
 
 logger = logging.getLogger(__name__)
+
+#: Seconds that stop() waits, after its grace, for what cannot be interrupted: a load inside TensorFlow. It ends by
+#: itself, in a daemon thread; whoever stops a server waits for a signal to be obeyed.
+_LOAD_GRACE = 2.0
 
 #: Loads one version: model name, version number, version directory.
 Loader = Callable[[str, int, Path], Servable]
@@ -64,14 +68,24 @@ class ServableManager:
         load: loads one version; whatever it raises ends that version, after the retries.
         max_num_load_retries: further attempts after a failed load, >= 0.
         load_retry_interval_micros: pause before each of them, in microseconds.
+        num_load_threads: loads at once; 0 is as many as there are.
     """
 
     def __init__(
-        self, load: Loader, max_num_load_retries: int = 5, load_retry_interval_micros: int = 60_000_000
+        self,
+        load: Loader,
+        max_num_load_retries: int = 5,
+        load_retry_interval_micros: int = 60_000_000,
+        num_load_threads: int = 0,
     ) -> None:
         self._load = load
         self._max_num_load_retries = max_num_load_retries
         self._load_retry_interval = max(load_retry_interval_micros, 0) / 1e6
+        # Taken for each attempt, not for the pauses between them: a broken version must not hold up a good one.
+        self._turn: AbstractContextManager[Any] = (
+            threading.BoundedSemaphore(num_load_threads) if num_load_threads > 0 else nullcontext()
+        )
+        self._labels: Mapping[str, Mapping[str, int]] = {}  # replaced as a whole, so that reading needs no lock
         self._changed = threading.Condition(threading.Lock())
         self._managed: dict[str, dict[int, _Harness]] = {}
         self._wanted: dict[str, dict[int, Path]] = {}  # aspired versions that could not be taken up yet
@@ -106,27 +120,50 @@ class ServableManager:
                 if not harness.in_flight and harness.state is State.UNLOADING:
                     self._changed.notify_all()
 
+    def set_labels(self, labels: Mapping[str, Mapping[str, int]]) -> None:
+        """Replace the version labels of all models: version number by label, by model name."""
+        self._labels = {name: dict(versions) for name, versions in labels.items()}
+
+    def version_of_label(self, name: str, label: str) -> int:
+        """Return the version that a label stands for; nothing says that it is still available.
+
+        Raises:
+            RequestError: INVALID_ARGUMENT, the model has no such label.
+        """
+        version = self._labels.get(name, {}).get(label)
+        if version is None:
+            raise invalid_argument(f"Unrecognized servable version label: {label}")
+        return version
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether :meth:`stop` has been called."""
+        return self._stopped
+
     def statuses(self, name: str) -> dict[int, VersionStatus]:
         """Return the status of every version ever managed, ascending; empty for an unknown model."""
         with self._changed:
             return dict(sorted(self._statuses.get(name, {}).items()))
 
     def wait_until_settled(self, name: str, timeout: float | None = None) -> dict[int, VersionStatus]:
-        """Wait until some version of the model is AVAILABLE or has reached END, and return the statuses then.
+        """Wait until some version of the model is AVAILABLE or all have failed, and return the statuses then.
 
         Returns the statuses as they are when ``timeout`` (seconds) is over or the manager stops.
         """
 
         def settled() -> bool:
-            states = {status.state for status in self._statuses.get(name, {}).values()}
-            return self._stopped or State.AVAILABLE in states or State.END in states
+            statuses = self._statuses.get(name, {}).values()
+            states = {status.state for status in statuses}
+            # Versions that were unloaded in an earlier life of the model have ended without an error.
+            has_failed = states == {State.END} and any(status.error is not None for status in statuses)
+            return self._stopped or State.AVAILABLE in states or has_failed
 
         with self._changed:
             self._changed.wait_for(settled, timeout)
         return self.statuses(name)
 
     def stop(self, grace: float | None = None) -> None:
-        """Unload everything; returns when it is done.
+        """Unload everything; returns when it is done, but does not wait long for a version that is being loaded.
 
         Args:
             grace: seconds to wait for requests in flight; after that they are cancelled. ``None`` waits for them all.
@@ -139,12 +176,11 @@ class ServableManager:
                     self._unaspire(harness)
             for name in self._managed:
                 self._tend(name)
-        deadline = None if grace is None else time.monotonic() + grace
         with self._changed:
             if not self._changed.wait_for(lambda: not self._workers, grace):
                 self._give_up = True
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: not self._workers, None if deadline is None else 60.0)
+                self._changed.wait_for(lambda: not self._workers, _LOAD_GRACE)
 
     def _available(self, name: str, version: int | None) -> _Harness:
         harnesses = self._managed.get(name, {})
@@ -236,7 +272,11 @@ class ServableManager:
                 break
             logger.info("%s servable version %s", "Retrying load of" if attempt else "Loading", harness)
             try:
-                return self._load(harness.name, harness.version, harness.path), None
+                with self._turn:
+                    return self._load(harness.name, harness.version, harness.path), None
+            except RequestError as failure:  # a warm-up request that was refused: its own code and words
+                error = failure
+                logger.warning("Servable %s: load failure: %s", harness, error)
             except MPRUError as failure:
                 error = of_load_failure(failure)
                 logger.warning("Servable %s: load failure: %s", harness, error)

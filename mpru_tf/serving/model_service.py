@@ -1,14 +1,21 @@
-"""ModelService over gRPC: GetModelStatus."""
+"""ModelService over gRPC: GetModelStatus and HandleReloadConfigRequest."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import grpc
-from tensorflow_serving.apis import get_model_status_pb2
+from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2
 
 from mpru_tf.serving.manager import ServableManager
 from mpru_tf.serving.status import RequestError, invalid_argument
+
+logger = logging.getLogger(__name__)
+
+#: Replaces the list of models by a ``ModelServerConfig``; is told how to find out whether the client still waits.
+Reload = Callable[[Any, Callable[[], bool]], None]
 
 
 def answer_get_model_status(manager: ServableManager, request: Any) -> Any:
@@ -34,4 +41,21 @@ def answer_get_model_status(manager: ServableManager, request: Any) -> Any:
         if status.error is not None:
             entry.status.error_code = status.error.code.value[0]
             entry.status.error_message = status.error.message
+    return response
+
+
+def answer_reload_config(reload: Reload, request: Any, is_active: Callable[[], bool]) -> Any:
+    """Answer a ``ReloadConfigRequest`` with its response, or raise :class:`RequestError`.
+
+    The answer comes when the models that are new in the list are available.
+    """
+    for index, entry in enumerate(request.config.model_config_list.config):
+        logger.info("Config entry %d: name %s, path %s", index, entry.name, entry.base_path)
+    try:
+        reload(request.config, is_active)
+    except RequestError as error:
+        logger.error("ReloadConfig failed: %s", error)
+        raise
+    response = model_management_pb2.ReloadConfigResponse()
+    response.status.SetInParent()
     return response

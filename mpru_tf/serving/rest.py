@@ -1,11 +1,14 @@
 """The REST side: URLs of TensorFlow Serving's API, status and metadata as JSON, and a small HTTP/1.1 server.
 
-========================================================  ==========================================================
-``POST /v1/models/NAME[/versions/N]:predict``             Predict, see :mod:`mpru_tf.serving.json_tensors`
-``GET /v1/models/NAME[/versions/N]``                      GetModelStatus
-``GET /v1/models/NAME[/versions/N]/metadata``             GetModelMetadata, the ``signature_def`` field
-========================================================  ==========================================================
+=========================================  =========================================================================
+``POST /v1/models/NAME[WHICH]:predict``    Predict, see :mod:`mpru_tf.serving.json_tensors`
+``POST /v1/models/NAME[WHICH]:classify``   Classify, see :mod:`mpru_tf.serving.json_examples`
+``POST /v1/models/NAME[WHICH]:regress``    Regress, likewise
+``GET /v1/models/NAME[WHICH]``             GetModelStatus
+``GET /v1/models/NAME[WHICH]/metadata``    GetModelMetadata, the ``signature_def`` field
+=========================================  =========================================================================
 
+``WHICH`` is ``/versions/N`` or ``/labels/LABEL``; without it, the latest version answers.
 Every error is ``{"error": "..."}`` with the HTTP status of its code.
 """
 
@@ -14,13 +17,14 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
 import re
 import socket
 import socketserver
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
@@ -30,8 +34,11 @@ from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
 from mpru_tf.errors import ServingError, explain
+from mpru_tf.serving.inference import classify, regress
+from mpru_tf.serving.json_examples import read_examples, write_classes, write_regressions
 from mpru_tf.serving.json_tensors import parse_request, read_tensors, write_tensors
 from mpru_tf.serving.manager import ServableManager
+from mpru_tf.serving.metrics import Metrics
 from mpru_tf.serving.model_service import answer_get_model_status
 from mpru_tf.serving.model_spec import requested_version
 from mpru_tf.serving.predict import predict
@@ -62,16 +69,20 @@ def answer(manager: ServableManager, method: str, path: str, body: bytes) -> tup
     Returns:
         HTTP status and JSON body.
     """
+    return _answer(manager, method, path, body)[1:]
+
+
+def _answer(manager: ServableManager, method: str, path: str, body: bytes) -> tuple[str, int, bytes]:
     try:
-        return 200, _route(manager, method, path, body)
+        return "OK", 200, _route(manager, method, path, body)
     except RequestError as error:
-        return error.http_status, _error(error.message)
+        return error.code.name, error.http_status, _error(error.message)
 
 
 def _route(manager: ServableManager, method: str, path: str, body: bytes) -> bytes:
     pattern = {"POST": _POST, "GET": _GET}.get(method)
     match = pattern.fullmatch(path) if pattern else None
-    if match is None:
+    if match is None or (method == "POST" and match[4] not in _POSTED):  # the verb alone is case-sensitive
         raise invalid_argument(f"Malformed request: {method} {path}")
     name, number, label, verb = match.groups()
     request = get_model_status_pb2.GetModelStatusRequest()
@@ -79,17 +90,13 @@ def _route(manager: ServableManager, method: str, path: str, body: bytes) -> byt
     spec.SetInParent()
     spec.name = unquote(name or "")
     if number is not None:
-        if int(number) >= 2**63:
+        if len(number.lstrip("0")) > 19 or int(number) >= 2**63:  # int() gives up on thousands of digits
             raise invalid_argument(f"Failed to convert version: {number} to numeric.")
         spec.version.value = int(number)
     if label is not None:
         spec.version_label = unquote(label)
     if method == "POST":
-        if verb.lower() != "predict":
-            raise RequestError(
-                grpc.StatusCode.UNIMPLEMENTED, f"{verb} is not implemented by this server. It answers predict."
-            )
-        return _predict(manager, spec, body)
+        return _POSTED[verb](manager, spec, body)
     if not name:
         raise invalid_argument("Missing model name in request.")
     return _metadata(manager, spec) if verb else _status(manager, request)
@@ -98,7 +105,7 @@ def _route(manager: ServableManager, method: str, path: str, body: bytes) -> byt
 def _predict(manager: ServableManager, spec: Any, body: bytes) -> bytes:
     document = parse_request(body)
     signature_name = document.get("signature_name", "")
-    with manager.use(*requested_version(spec)) as servable:
+    with manager.use(*requested_version(manager, spec)) as servable:
         signature = servable.signatures.get(signature_name or DEFAULT_SIGNATURE)
         if signature is None:
             raise invalid_argument(
@@ -109,6 +116,25 @@ def _predict(manager: ServableManager, spec: Any, body: bytes) -> bytes:
         inputs, form = read_tensors(document, signature.inputs, body)
         outputs = predict(servable, signature_name, inputs, lambda array: array)
     return write_tensors(outputs, form)
+
+
+def _classify(manager: ServableManager, spec: Any, body: bytes) -> bytes:
+    document = parse_request(body)
+    request_input = read_examples(document)
+    with manager.use(*requested_version(manager, spec)) as servable:
+        classes = classify(servable, document.get("signature_name", ""), request_input)
+    return write_classes(classes)
+
+
+def _regress(manager: ServableManager, spec: Any, body: bytes) -> bytes:
+    document = parse_request(body)
+    request_input = read_examples(document)
+    with manager.use(*requested_version(manager, spec)) as servable:
+        values = regress(servable, document.get("signature_name", ""), request_input)
+    return write_regressions(values)
+
+
+_POSTED = {"predict": _predict, "classify": _classify, "regress": _regress}
 
 
 def _status(manager: ServableManager, request: Any) -> bytes:
@@ -155,12 +181,26 @@ class RestServer:
         manager: where the servables are.
         host: address to listen on.
         port: 0 takes any free port.
+        threads: requests that are worked on at once; more wait. 0 is by the number of CPUs.
+        timeout: seconds that a request waits for its turn at most; 0 is without end.
+        pages: further pages of plain text, by path.
+        metrics: where requests are counted, if they are.
 
     Raises:
         ServingError: the port is taken, or the host is not an address of this machine.
     """
 
-    def __init__(self, manager: ServableManager, host: str, port: int) -> None:
+    def __init__(
+        self,
+        manager: ServableManager,
+        host: str,
+        port: int,
+        *,
+        threads: int = 0,
+        timeout: float = 0.0,
+        pages: Mapping[str, Callable[[], str]] | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
         try:
             self._server = _HttpServer(manager, host, port)
         except OSError as error:
@@ -172,6 +212,10 @@ class RestServer:
                     hint=str(error),
                 )
             ) from error
+        self._server.turns = threading.BoundedSemaphore(threads or 4 * (os.cpu_count() or 1))
+        self._server.turn_timeout = timeout or None
+        self._server.pages = pages or {}
+        self._server.metrics = metrics
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="rest", daemon=True
@@ -195,6 +239,10 @@ class _HttpServer(ThreadingHTTPServer):
     block_on_close = False  # close_connections() does it, and does not wait for idle ones
     request_queue_size = 128
     allow_reuse_address = True
+    turns: threading.BoundedSemaphore
+    turn_timeout: float | None
+    pages: Mapping[str, Callable[[], str]]
+    metrics: Metrics | None
 
     def __init__(self, manager: ServableManager, host: str, port: int) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -273,6 +321,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         path = self.path.partition("?")[0].partition("#")[0]
+        if path in self.server.pages and self.command == "GET":
+            self._reply(200, self.server.pages[path]().encode(), "text/plain")
+            return
         if not _API.fullmatch(path):
             self._reply(404, b"<html><head><title>404 Not Found</title></head></html>", "text/html")
             return
@@ -283,11 +334,27 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(error.http_status, _error(error.message))
             return
         try:
-            status, content = answer(self.server.manager, self.command, path, body)
+            status, content = self._answer_in_turn(path, body)
         except Exception:
             logger.exception("REST request %s %s failed", self.command, path)
             status, content = 500, _error("Internal error, see the server's log.")
         self._reply(status, content)
+
+    def _answer_in_turn(self, path: str, body: bytes) -> tuple[int, bytes]:
+        server = self.server
+        start = time.perf_counter()
+        if server.turns.acquire(timeout=server.turn_timeout):
+            try:
+                code, status, content = _answer(server.manager, self.command, path, body)
+            finally:
+                server.turns.release()
+        else:
+            late = RequestError(grpc.StatusCode.DEADLINE_EXCEEDED, "Timed out while waiting for a free thread")
+            code, status, content = late.code.name, late.http_status, _error(late.message)
+        if server.metrics is not None and self.command == "POST" and (match := _POST.fullmatch(path)):
+            verb = match[4].capitalize()
+            server.metrics.request(unquote(match[1]), verb, "REST", code, time.perf_counter() - start)
+        return status, content
 
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_HEAD = _serve
 
@@ -299,7 +366,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not length.isascii() or not length.isdigit() or int(length) > _LARGEST_BODY:
                 raise invalid_argument(f"Bad Content-Length: {length}")
             body = self._read(int(length))
-        if self.headers.get("Content-Encoding", "").lower() == "gzip":
+        if "gzip" in self.headers.get("Content-Encoding", "").lower():
             body = _gunzip(body)
         return body
 

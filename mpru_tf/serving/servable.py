@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,27 @@ class Servable:
         self.signatures = {key: _signature(key, definition) for key, definition in model.signatures.items()}
 
     @classmethod
-    def load(cls, name: str, version: int, version_dir: Path, threads: int | None = None) -> Servable:
+    def load(
+        cls,
+        name: str,
+        version: int,
+        version_dir: Path,
+        threads: tuple[int, int] = (0, 0),
+        tags: Sequence[str] = ("serve",),
+    ) -> Servable:
         """Load a version and make it ready; a version becomes AVAILABLE only after this returned.
+
+        Args:
+            name: the model's name.
+            version: the version number.
+            version_dir: directory that holds ``saved_model.pb``.
+            threads: intra-op and inter-op threads of the session; 0 leaves a number to TensorFlow.
+            tags: of the MetaGraph to load.
 
         Raises:
             MPRUError: as :class:`~mpru_tf.saved_model.session.LoadedModel` does.
         """
-        servable = cls(name, version, LoadedModel(version_dir, threads=threads))
+        servable = cls(name, version, LoadedModel(version_dir, tags, threads=threads))
         servable._prepare()
         return servable
 

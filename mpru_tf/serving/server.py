@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import grpc
+from tensorflow_serving.config import model_server_config_pb2
 
 from mpru_tf.errors import ServingError, explain
-from mpru_tf.serving.grpc_server import start_grpc_server
+from mpru_tf.serving.batching import Batcher, BatchingParameters
+from mpru_tf.serving.catalogue import Catalogue, ConfigFilePoller
+from mpru_tf.serving.config import read_text_proto, single_model
+from mpru_tf.serving.grpc_server import DEFAULT_THREADS, GrpcServer, parse_channel_arguments
+from mpru_tf.serving.loading import Loading
 from mpru_tf.serving.manager import ServableManager, VersionStatus
+from mpru_tf.serving.messages import message_type
+from mpru_tf.serving.metrics import Metrics
+from mpru_tf.serving.options import ServerOptions
 from mpru_tf.serving.rest import RestServer
-from mpru_tf.serving.servable import Servable
-from mpru_tf.serving.source import FileSystemSource, latest
-from mpru_tf.serving.swap_policy import State
+from mpru_tf.serving.status import RequestError
+
+logger = logging.getLogger(__name__)
 
 _STOP_GRACE = 15.0  # seconds that requests in flight have to finish
+_MOST_BATCHED_THREADS = 128
+_METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
 class ModelServer:
-    """Serves the newest version in a base path over gRPC and, if wanted, REST, and follows the base path.
+    """Serves the models in their base paths over gRPC and, if wanted, REST, and follows the base paths.
 
-    As with the real server the ports open once a version is available, so that whoever can connect is answered.
+    As with the real server the ports open once each model has an available version, so that whoever can connect is
+    answered.
 
     Args:
         model_base_path: directory whose numeric children are version directories.
@@ -34,14 +47,13 @@ class ModelServer:
         rest_api_port: REST port; 0 is no REST, -1 takes any free one.
         host: address to listen on. Requests are not authenticated: open it to others (``0.0.0.0``) knowingly.
         file_system_poll_wait_seconds: seconds between looks at the base path; 0 looks once.
-        max_num_load_retries: further attempts after a load failed.
-        load_retry_interval_micros: microseconds before each of them. The real server waits a minute by default; here
-            the files are local, and a broken version should be reported soon.
-        tensorflow_session_parallelism: threads of the session's intra-op and inter-op pools; 0 is up to TensorFlow.
+        **flags: every other flag of :class:`~mpru_tf.serving.options.ServerOptions`, ``model_config_file`` for
+            example.
 
     Attributes:
         port: the bound gRPC port, once started.
         rest_api_port: the bound REST port, once started.
+        options: all flags.
 
     Example:
         >>> with ModelServer("/models/cats", model_name="cats", port=0) as server:      # doctest: +SKIP
@@ -50,79 +62,145 @@ class ModelServer:
 
     def __init__(
         self,
-        model_base_path: str | Path,
+        model_base_path: str | Path = "",
         model_name: str = "default",
         port: int = 8500,
         rest_api_port: int = 0,
         host: str = "127.0.0.1",
         file_system_poll_wait_seconds: float = 1.0,
-        *,
-        max_num_load_retries: int = 5,
-        load_retry_interval_micros: int = 1_000_000,
-        tensorflow_session_parallelism: int = 0,
+        **flags: Any,
     ) -> None:
-        self.model_base_path = Path(model_base_path)
+        self.options = options = ServerOptions(
+            model_base_path=str(model_base_path) if model_base_path else "",
+            model_name=model_name,
+            port=port,
+            rest_api_port=rest_api_port,
+            host=host,
+            file_system_poll_wait_seconds=file_system_poll_wait_seconds,
+            **flags,
+        )
         self.model_name = model_name
         self.host = host
         self.port = port
         self.rest_api_port = rest_api_port
-        threads = tensorflow_session_parallelism or None
-
-        def load(name: str, version: int, version_dir: Path) -> Servable:
-            return Servable.load(name, version, version_dir, threads=threads)
-
-        self._manager = ServableManager(load, max_num_load_retries, load_retry_interval_micros)
-        self._source = FileSystemSource(
-            self.model_base_path,
-            lambda versions: self._manager.set_aspired_versions(model_name, versions),
-            latest(),
-            file_system_poll_wait_seconds,
+        self._metrics = Metrics()
+        self._loading = Loading(
+            self._metrics,
+            tuple(options.saved_model_tags.split(",")),
+            options.session_threads,
+            options.enable_model_warmup,
+            options.num_request_iterations_for_warmup,
         )
-        self._grpc: grpc.Server | None = None
+        self._manager = ServableManager(
+            self._loading, options.max_num_load_retries, options.load_retry_interval_micros, options.num_load_threads
+        )
+        self._catalogue = Catalogue(
+            self._manager, file_system_poll_wait_seconds, options.allow_version_labels_for_unavailable_models
+        )
+        self._poller = ConfigFilePoller(
+            self._catalogue,
+            options.model_config_file,
+            options.model_config_file_poll_wait_seconds if options.model_config_file else 0,
+        )
+        self._grpc: GrpcServer | None = None
         self._rest: RestServer | None = None
         self._started = False
+        self._stop_asked = threading.Event()
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
 
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The models that are served now."""
+        return self._catalogue.names
+
     def start(self, timeout: float | None = None) -> ModelServer:
-        """Load the newest version, open the ports and return.
+        """Load the models, open the ports and return.
 
         A base path without versions is waited for: it may be filled later.
 
         Args:
-            timeout: seconds to wait for the first version at most; ``None`` waits as long as it takes.
+            timeout: seconds to wait for the first versions at most; ``None`` waits as long as it takes.
 
         Raises:
-            ServingError: no such base path, the first version cannot be loaded, a port cannot be bound, ``timeout`` is
-                over, or this server was started before.
+            ServingError: a flag or a configuration file is refused, there is no such base path, no version of a model
+                can be loaded, a port cannot be bound, ``timeout`` is over, or this server was started before.
         """
         if self._started:
             raise ServingError(explain("This server was started before.", hint="Make a new one."))
         self._started = True
         try:
-            self._check_before_loading()
-            self._source.start()
-            self._require_available(self._manager.wait_until_settled(self.model_name, timeout), timeout)
-            self._grpc, self.port = start_grpc_server(self._manager, self.host, self.port)
-            if self.rest_api_port:
-                self._rest = RestServer(self._manager, self.host, max(self.rest_api_port, 0))
-                self._rest.start()
-                self.rest_api_port = self._rest.port
+            self._start(timeout)
+        except RequestError as error:
+            self.stop(grace=0.0)
+            raise ServingError(f"Failed to start server. Error: {error}") from error
         except BaseException:
             self.stop(grace=0.0)
             raise
         return self
 
+    def _start(self, timeout: float | None) -> None:
+        options = self.options
+        options.check()
+        config = self._model_config()
+        credentials = _credentials(options.ssl_config_file)
+        pages = self._pages()
+        channel_arguments = parse_channel_arguments(options.grpc_channel_arguments)
+        for port in (self.port, self.rest_api_port):
+            if port > 0:
+                _require_free(self.host, port)  # before minutes are spent on loading
+        if options.enable_batching:
+            self._loading.batcher = Batcher(_batching_parameters(options))
+        names = self._catalogue.replace(config)
+        self._catalogue.start()
+        self._catalogue.wait_until_available(names, lambda: not self._stop_asked.is_set(), timeout)
+        if self._stop_asked.is_set():
+            raise RequestError(grpc.StatusCode.CANCELLED, "The server was stopped before it was ready")
+        metrics = self._metrics if pages else None
+        self._grpc = GrpcServer(
+            self._manager,
+            self.host,
+            self.port,
+            socket_path=options.grpc_socket_path,
+            credentials=credentials,
+            threads=options.grpc_max_threads or self._threads(),
+            channel_arguments=channel_arguments,
+            reload=self._reload,
+            metrics=metrics,
+        )
+        self.port = self._grpc.port
+        logger.info("Running gRPC ModelServer at %s:%d ...", self.host, self.port)
+        if options.grpc_socket_path:
+            logger.info("Running gRPC ModelServer at UNIX socket %s ...", options.grpc_socket_path)
+        if self.rest_api_port:
+            self._rest = RestServer(
+                self._manager,
+                self.host,
+                max(self.rest_api_port, 0),
+                threads=options.rest_api_num_threads or self._threads(),
+                timeout=options.rest_api_timeout_in_ms / 1000,
+                pages=pages,
+                metrics=metrics,
+            )
+            self._rest.start()
+            self.rest_api_port = self._rest.port
+            logger.info("Exporting HTTP/REST API at:%s:%d ...", self.host, self.rest_api_port)
+        self._poller.start()
+
     def stop(self, grace: float = _STOP_GRACE) -> None:
         """Stop gracefully: no new requests, those in flight have ``grace`` seconds to finish, then all is freed."""
+        self._stop_asked.set()
         with self._stopping:
-            self._source.stop()
+            self._poller.stop()
+            self._catalogue.stop()
             refused = self._grpc.stop(grace) if self._grpc is not None else None
             if self._rest is not None:
                 self._rest.stop(grace)
             if refused is not None:
                 refused.wait()
             self._manager.stop(grace)
+            if self._loading.batcher is not None:
+                self._loading.batcher.stop()
             self._grpc = self._rest = None
             self._stopped.set()
 
@@ -130,9 +208,9 @@ class ModelServer:
         """Wait until the server is stopped, at most ``timeout`` seconds; return whether it is."""
         return self._stopped.wait(timeout)
 
-    def statuses(self) -> dict[int, VersionStatus]:
-        """Return state and error of each version, as GetModelStatus shows them."""
-        return self._manager.statuses(self.model_name)
+    def statuses(self, name: str | None = None) -> dict[int, VersionStatus]:
+        """Return state and error of each version of a model, as GetModelStatus shows them."""
+        return self._manager.statuses(self.model_name if name is None else name)
 
     def __enter__(self) -> ModelServer:
         return self.start()
@@ -142,46 +220,34 @@ class ModelServer:
     ) -> None:
         self.stop()
 
-    def _check_before_loading(self) -> None:
-        if not self.model_base_path.is_dir():
-            raise ServingError(
-                explain(
-                    "There is no such base path.",
-                    received=self.model_base_path,
-                    valid="an existing directory whose numeric children are version directories",
-                )
-            )
-        if self.rest_api_port > 0 and self.rest_api_port == self.port:
-            raise ServingError(
-                explain("gRPC and REST cannot share a port.", received=self.port, valid="two different ports")
-            )
-        for port in (self.port, self.rest_api_port):
-            if port > 0:
-                _require_free(self.host, port)  # before minutes are spent on loading
+    def _threads(self) -> int:
+        # A batch is made of requests that wait in their threads: these must be enough to fill one, and the next.
+        if self._loading.batcher is None:
+            return DEFAULT_THREADS
+        return max(DEFAULT_THREADS, min(2 * self._loading.batcher.parameters.batch_size, _MOST_BATCHED_THREADS))
 
-    def _require_available(self, statuses: dict[int, VersionStatus], timeout: float | None) -> None:
-        if any(status.state is State.AVAILABLE for status in statuses.values()):
-            return
-        failed = {version: status for version, status in statuses.items() if status.error is not None}
-        if failed:
-            raise ServingError(
-                explain(
-                    f"Model {self.model_name!r} did not become available.",
-                    received="; ".join(f"version {version}: {status.error}" for version, status in failed.items()),
-                    valid=f"a version in {self.model_base_path} that TensorFlow can load",
-                )
-            )
-        raise ServingError(
-            explain(
-                f"Model {self.model_name!r} did not become available in time.",
-                received=f"no version in {self.model_base_path} that is ready "
-                + ("before the server was stopped" if timeout is None else f"after {timeout} s"),
-                valid="a version directory whose name is a number",
-            )
-        )
+    def _reload(self, config: Any, is_active: Callable[[], bool]) -> None:
+        self._catalogue.reload(config, lambda: is_active() and not self._stop_asked.is_set())
+
+    def _model_config(self) -> Any:
+        if not self.options.model_config_file:
+            return single_model(self.model_name, self.options.model_base_path)
+        if self.options.model_base_path:
+            logger.warning("--model_base_path and --model_name are ignored: there is a --model_config_file")
+        return read_text_proto(self.options.model_config_file, model_server_config_pb2.ModelServerConfig())
+
+    def _pages(self) -> dict[str, Callable[[], str]]:
+        if not self.options.monitoring_config_file:
+            return {}
+        config = read_text_proto(
+            self.options.monitoring_config_file, message_type("tensorflow.serving.MonitoringConfig")()
+        ).prometheus_config
+        if config.enable and not self.rest_api_port:
+            logger.warning("Metrics are served on the REST port, and there is none: --rest_api_port is not set")
+        return {config.path or _METRICS_PATH: self._metrics.page} if config.enable else {}
 
 
-def serve(model_base_path: str | Path, **options: Any) -> None:
+def serve(model_base_path: str | Path = "", **options: Any) -> None:
     """Serve until SIGINT or SIGTERM, then stop gracefully. For the main thread of a process.
 
     Args:
@@ -200,6 +266,35 @@ def serve(model_base_path: str | Path, **options: Any) -> None:
         server.stop()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _batching_parameters(options: ServerOptions) -> BatchingParameters:
+    message = message_type("tensorflow.serving.BatchingParameters")()
+    if options.batching_parameters_file:
+        read_text_proto(options.batching_parameters_file, message)
+    return BatchingParameters.from_message(message)
+
+
+def _credentials(ssl_config_file: str) -> grpc.ServerCredentials | None:
+    if not ssl_config_file:
+        return None
+    config = read_text_proto(ssl_config_file, message_type("tensorflow.serving.SSLConfig")())
+    missing = [name for name in ("server_key", "server_cert") if not getattr(config, name)]
+    if config.client_verify and not config.custom_ca:
+        missing.append("custom_ca")
+    if missing:
+        raise ServingError(
+            explain(
+                f"The SSLConfig in {ssl_config_file} is not complete.",
+                received=f"no {', no '.join(missing)}",
+                valid="server_key and server_cert in PEM, and custom_ca where client_verify is true",
+            )
+        )
+    return grpc.ssl_server_credentials(
+        [(config.server_key.encode(), config.server_cert.encode())],
+        config.custom_ca.encode() or None,
+        config.client_verify,
+    )
 
 
 def _require_free(host: str, port: int) -> None:

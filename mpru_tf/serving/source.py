@@ -1,4 +1,4 @@
-"""Which versions lie in the base path, and which of them are wanted: TensorFlow Serving's storage path source."""
+"""Which versions lie in the base paths, and which of them are wanted: TensorFlow Serving's storage path source."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -63,34 +64,56 @@ def latest(number: int = 1) -> VersionPolicy:
     return choose
 
 
-class FileSystemSource:
-    """Polls one base path and tells a target which versions are wanted.
+def all_versions() -> VersionPolicy:
+    """Return the policy that wants every version."""
+    return dict
 
-    Args:
+
+def specific(numbers: Iterable[int]) -> VersionPolicy:
+    """Return the policy that wants these versions, as far as they are there."""
+    wanted = frozenset(numbers)
+
+    def choose(versions: Mapping[int, Path]) -> dict[int, Path]:
+        return {version: path for version, path in versions.items() if version in wanted}
+
+    return choose
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What is polled for one model.
+
+    Attributes:
         base_path: directory whose numeric children are versions.
-        aspire: called after each poll with the wanted versions; calls with unchanged versions are normal.
-        policy: chooses among the versions found.
-        poll_wait_seconds: pause between polls; 0 polls once, a negative number never.
+        policy: chooses among them.
     """
 
-    def __init__(
-        self,
-        base_path: Path,
-        aspire: Callable[[dict[int, Path]], None],
-        policy: VersionPolicy | None = None,
-        poll_wait_seconds: float = 1.0,
-    ) -> None:
-        self._base_path = base_path
+    base_path: Path
+    policy: VersionPolicy
+
+
+class FileSystemSource:
+    """Polls the base paths of a list of models and tells a target which versions are wanted.
+
+    Args:
+        aspire: called with a model's name and its wanted versions after each poll, and with none when a model leaves
+            the list; calls with unchanged versions are normal.
+        poll_wait_seconds: pause between polls; 0 polls once per list, a negative number never.
+    """
+
+    def __init__(self, aspire: Callable[[str, dict[int, Path]], None], poll_wait_seconds: float = 1.0) -> None:
         self._aspire = aspire
-        self._policy = policy or latest()
         self._wait_seconds = poll_wait_seconds
+        self._watched: dict[str, Watched] = {}
+        self._complaints: dict[str, str] = {}
+        # Held for a whole poll: what a poll of the old list has found must not be aspired after the new list is there.
+        self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._complaint = ""
         self._thread = threading.Thread(target=self._poll_until_stopped, name="file-system-source", daemon=True)
 
     def start(self) -> None:
-        """Begin polling, at once."""
-        if self._wait_seconds >= 0:
+        """Begin polling, a pause from now: what is watched already has been looked at."""
+        if self._wait_seconds > 0:
             self._thread.start()
 
     def stop(self) -> None:
@@ -99,28 +122,44 @@ class FileSystemSource:
         if self._thread.is_alive():
             self._thread.join()
 
+    def watch(self, models: Mapping[str, Watched]) -> None:
+        """Replace the list of models, and look at once. Models that are not named any more are not wanted any more."""
+        with self._lock:
+            for name in self._watched.keys() - models.keys():
+                self._complaints.pop(name, None)
+                self._aspire(name, {})
+            self._watched = dict(models)
+            if self._wait_seconds >= 0:
+                self._poll()
+
     def poll(self) -> None:
         """Look once. A base path that cannot be read changes nothing: it may be back at the next poll."""
-        try:
-            versions = find_versions(self._base_path)
-        except OSError as error:
-            self._complain(f"Could not read base path {self._base_path}: {error.strerror or error}")
-            return
-        if versions:
-            self._complaint = ""
-        else:
-            self._complain(
-                f"No versions found under base path {self._base_path}. "
-                "Did you forget to name your leaf directory as a number (eg. '/1/')?"
-            )
-        self._aspire(self._policy(versions))
+        with self._lock:
+            self._poll()
+
+    def _poll(self) -> None:
+        for name, watched in self._watched.items():
+            try:
+                versions = find_versions(watched.base_path)
+            except OSError as error:
+                self._complain(name, f"Could not read base path {watched.base_path}: {error.strerror or error}")
+                continue
+            wanted = watched.policy(versions)
+            if wanted:
+                self._complaints.pop(name, None)
+            else:
+                self._complain(
+                    name,
+                    f"No versions of servable {name} found under base path {watched.base_path}. "
+                    "Did you forget to name your leaf directory as a number (eg. '/1/')?",
+                )
+            self._aspire(name, wanted)
 
     def _poll_until_stopped(self) -> None:
-        self.poll()
-        while self._wait_seconds > 0 and not self._stopping.wait(self._wait_seconds):
+        while not self._stopping.wait(self._wait_seconds):
             self.poll()
 
-    def _complain(self, complaint: str) -> None:
-        if complaint != self._complaint:  # once, not once a second
-            self._complaint = complaint
+    def _complain(self, name: str, complaint: str) -> None:
+        if complaint != self._complaints.get(name):  # once, not once a second
+            self._complaints[name] = complaint
             logger.warning(complaint)

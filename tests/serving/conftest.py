@@ -152,7 +152,8 @@ def running(tmp_path: Path) -> Callable[..., Any]:
             "load_retry_interval_micros": 100_000,
             "max_num_load_retries": 1,
         }
-        with ModelServer(tmp_path / "model", **(settings | options)) as server:
+        base: dict[str, Any] = {} if "model_config_file" in options else {"model_base_path": tmp_path / "model"}
+        with ModelServer(**base, **(settings | options)) as server:
             client = Client(server)
             try:
                 yield server, client

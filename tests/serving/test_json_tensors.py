@@ -31,6 +31,21 @@ def refusal(body: str | bytes, **dtypes: Any) -> str:
 # ----------------------------------------------------------------------------------------------------------- requests
 
 
+def test_numbers_beyond_64_bits_are_decimals() -> None:
+    assert read(f'{{"inputs": [{2**70}, -1e300]}}', x=tf.float64)["x"].tolist() == [2.0**70, -1e300]
+    assert read(f'{{"instances": [{2**70}, 1]}}', x=tf.float32)["x"].tolist() == [2.0**70, 1]
+    assert "is not of expected type: int64" in refusal(f'{{"inputs": [{2**63}]}}', x=tf.int64)
+    for digits in (400, 5000):
+        assert "Number too big to be stored in double." in refusal(f'{{"inputs": [{"9" * digits}]}}', x=tf.float64)
+
+
+def test_infinity_has_a_short_form() -> None:
+    got = read('{"inputs": [-Inf, Infinity, Inf, -Infinity, 1]}', x=tf.float32)["x"]
+    assert got.tolist() == [-np.inf, np.inf, np.inf, -np.inf, 1]
+    assert read(r'{"inputs": ["Inf", "\"-Inf"], "k": Inf}', x=tf.string)["x"].tolist() == [b"Inf", b'"-Inf']
+    assert refusal('{"inputs": [Info]}').startswith("JSON Parse error: Invalid value.")
+
+
 def test_rows_of_values() -> None:
     assert read('{"instances": ["foo", "bar", "baz"]}', t=tf.string)["t"].tolist() == [b"foo", b"bar", b"baz"]
     array = read('{"instances": [[[1, 2]], [[3, 4]]]}', x=tf.float32)["x"]

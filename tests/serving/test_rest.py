@@ -106,10 +106,13 @@ def test_metadata(call: Any) -> None:
         ("/v1/models/a%20b:predict", {"instances": [1.0]}, 404, "Servable not found for request: Latest(a b)"),
         ("/v1/models/scaler/versions/9:predict", {"instances": [1]}, 404, "Specific(scaler, 9)"),
         ("/v1/models/scaler/versions/99999999999999999999:predict", {}, 400, "Failed to convert version: 999999"),
+        (f"/v1/models/scaler/versions/{'9' * 5000}:predict", {}, 400, "Failed to convert version: 999999"),
         ("/v1/models/scaler/labels/x:predict", {"instances": [1]}, 400, "Unrecognized servable version label: x"),
         ("/v1/models/scaler/versions/x:predict", {}, 400, "Malformed request: POST /v1/models/scaler/versions/x:pred"),
         ("/v1/models/scaler", {}, 400, "Malformed request: POST /v1/models/scaler"),
-        ("/v1/models/scaler:classify", {"examples": []}, 501, "classify is not implemented"),
+        ("/v1/models/scaler:classify", {"examples": []}, 400, "'examples' value is an empty array"),
+        ("/v1/models/scaler:classify", {"examples": [{}]}, 400, "Was: tensorflow/serving/predict"),
+        ("/v1/models/scaler:Predict", {"instances": [1]}, 400, "Malformed request: POST /v1/models/scaler:Predict"),
         ("/v1/models/scaler:predict", b"", 400, "The document is empty"),
         ("/v1/models/scaler:predict", b"{", 400, "JSON Parse error: "),
         ("/v1/models/scaler:predict", {"instances": ["x"]}, 400, "not of expected type: float"),
@@ -139,9 +142,14 @@ def test_the_transport(call: Any) -> None:
     assert call("/index.html")[0] == 404
     assert call("/v1/models/scaler", method="PUT") == (400, {"error": "Malformed request: PUT /v1/models/scaler"})
     assert call("/v1/models/scaler", method="HEAD")[0] == 400
+    assert call("/v1/models/scaler:predict", method="OPTIONS", Origin="http://a") == (
+        400,
+        {"error": "Malformed request: OPTIONS /v1/models/scaler:predict"},
+    )
     body = json.dumps({"instances": [[1, 1, 1]]}).encode()
     path = "/v1/models/scaler:predict"
     assert call(path, gzip.compress(body), Content_Encoding="gzip")[0] == 200
+    assert call(path, gzip.compress(body), Content_Encoding="x-gzip", Accept_Encoding="gzip")[0] == 200
     assert call(path, body, Content_Encoding="gzip")[0] == 400
     assert call(path, gzip.compress(body)[:-9], Content_Encoding="gzip")[0] == 400
     assert call(path, body, Content_Length="-1")[0] == 400

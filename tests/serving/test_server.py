@@ -20,14 +20,9 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import (
-    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
-    inference_pb2,
-    model_management_pb2,
-    model_service_pb2_grpc,
     predict_pb2,
-    regression_pb2,
 )
 
 from mpru_tf.errors import ServingError
@@ -139,22 +134,15 @@ def test_refusals_have_the_real_servers_codes(publish: Publish, running: Running
 def test_what_is_not_served_says_so(publish: Publish, running: Running) -> None:
     publish(1)
     with running() as (_, client):
-        for method, request in {
-            "Classify": classification_pb2.ClassificationRequest(),
-            "Regress": regression_pb2.RegressionRequest(),
-            "MultiInference": inference_pb2.MultiInferenceRequest(),
+        for method, words in {
+            "/tensorflow.serving.PredictionService/PredictStreamed": "It answers Classify, GetModelMetadata,",
+            "/tensorflow.serving.SessionService/SessionRun": "",
+            "/other.Service/Method": "",
         }.items():
-            code, details = client.refusal(request, method)
-            assert code is Code.UNIMPLEMENTED
-            assert details.startswith(f"tensorflow.serving.PredictionService/{method} is not implemented")
-            assert "Predict" in details
-        stub = model_service_pb2_grpc.ModelServiceStub(client.channel)
-        with pytest.raises(grpc.RpcError) as refused:
-            stub.HandleReloadConfigRequest(model_management_pb2.ReloadConfigRequest(), timeout=30)
-        assert refused.value.code() is Code.UNIMPLEMENTED
-        with pytest.raises(grpc.RpcError) as refused:
-            client.channel.unary_unary("/other.Service/Method")(b"", timeout=30)
-        assert refused.value.code() is Code.UNIMPLEMENTED
+            with pytest.raises(grpc.RpcError) as refused:
+                client.channel.unary_unary(method)(b"", timeout=30)
+            assert refused.value.code() is Code.UNIMPLEMENTED
+            assert words in refused.value.details()
 
 
 def test_metadata_is_the_signature_map(publish: Publish, running: Running) -> None:
@@ -388,12 +376,12 @@ def test_the_server_waits_for_a_first_version(publish: Publish, running: Running
 
 
 def test_starting_without_a_model_is_refused(publish: Publish, tmp_path: Path) -> None:
-    with pytest.raises(ServingError, match="no such base path"):
+    with pytest.raises(ServingError, match="Could not find base path .*nope"):
         ModelServer(tmp_path / "nope", port=0).start()
     with pytest.raises(ServingError, match="in time"):
         ModelServer(tmp_path / "model", port=0).start(timeout=0.1)
     shutil.rmtree(publish(1) / "variables")
-    with pytest.raises(ServingError, match=r"version 1: .*variables"):
+    with pytest.raises(ServingError, match=r"version: 1} due to error: .*variables"):
         ModelServer(tmp_path / "model", port=0, max_num_load_retries=0).start()
 
 

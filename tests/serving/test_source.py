@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from mpru_tf.serving.source import FileSystemSource, find_versions, latest, parse_version
+from mpru_tf.serving.source import (
+    FileSystemSource,
+    Watched,
+    all_versions,
+    find_versions,
+    latest,
+    parse_version,
+    specific,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,20 +71,48 @@ def test_latest_wants_the_highest_numbers() -> None:
     assert latest()({}) == {}
 
 
+def test_all_and_specific_versions() -> None:
+    versions = {number: Path(str(number)) for number in (1, 3, 10)}
+    assert all_versions()(versions) == versions
+    assert list(specific([10, 1, 7])(versions)) == [1, 10]
+    assert specific([2])(versions) == {}
+
+
 def test_a_poll_tells_what_is_wanted_now(tmp_path: Path) -> None:
-    told: list[dict[int, Path]] = []
-    source = FileSystemSource(tmp_path, told.append)
-    source.poll()
-    (tmp_path / "1").mkdir()
-    source.poll()
-    (tmp_path / "2").mkdir()
-    source.poll()
-    (tmp_path / "2").rmdir()
-    source.poll()
-    assert told == [{}, {1: tmp_path / "1"}, {2: tmp_path / "2"}, {1: tmp_path / "1"}]
+    told: list[tuple[str, dict[int, Path]]] = []
+    source = FileSystemSource(lambda *news: told.append(news))
+    source.watch({"a": Watched(tmp_path, latest())})
+    for change in ((tmp_path / "1").mkdir, (tmp_path / "2").mkdir, (tmp_path / "2").rmdir):
+        change()
+        source.poll()
+    assert told == [("a", {}), ("a", {1: tmp_path / "1"}), ("a", {2: tmp_path / "2"}), ("a", {1: tmp_path / "1"})]
 
 
-def test_a_base_path_that_is_gone_changes_nothing(tmp_path: Path) -> None:
-    told: list[dict[int, Path]] = []
-    FileSystemSource(tmp_path / "gone", told.append).poll()
+def test_a_base_path_that_is_gone_changes_nothing_for_any_model(tmp_path: Path) -> None:
+    told: list[tuple[str, dict[int, Path]]] = []
+    source = FileSystemSource(lambda *news: told.append(news))
+    source.watch({"gone": Watched(tmp_path / "gone", latest()), "there": Watched(tmp_path, latest())})
+    assert told == [("there", {})]
+
+
+def test_a_new_list_replaces_the_old_one(tmp_path: Path) -> None:
+    told: list[tuple[str, dict[int, Path]]] = []
+    source = FileSystemSource(lambda *news: told.append(news))
+    (tmp_path / "a" / "1").mkdir(parents=True)
+    (tmp_path / "b" / "2").mkdir(parents=True)
+    source.watch({"old": Watched(tmp_path / "a", latest()), "both": Watched(tmp_path / "a", latest())})
+    told.clear()
+    source.watch({"both": Watched(tmp_path / "b", latest()), "new": Watched(tmp_path / "b", latest())})
+    assert told == [("old", {}), ("both", {2: tmp_path / "b" / "2"}), ("new", {2: tmp_path / "b" / "2"})]
+    told.clear()
+    source.poll()
+    assert [name for name, _ in told] == ["both", "new"]
+
+
+def test_a_negative_pause_never_looks(tmp_path: Path) -> None:
+    told: list[tuple[str, dict[int, Path]]] = []
+    source = FileSystemSource(lambda *news: told.append(news), -1)
+    source.watch({"a": Watched(tmp_path, latest())})
+    source.start()
+    source.stop()
     assert told == []
