@@ -1,8 +1,8 @@
 """The command line, ``mpru-tf``: a thin shell around the public Python API.
 
-Exit status: 0 done; 1 refused, with one paragraph on stderr that says why; 2 wrong usage; 3 `audit` found something; 130
-interrupted. What was asked for goes to stdout, everything else to stderr. TensorFlow is imported by the commands that
-need it, not before.
+Exit status: 0 done; 1 refused, with one paragraph on stderr that says why; 2 wrong usage; 3 `audit` found something;
+130 interrupted. What was asked for goes to stdout, everything else to stderr. TensorFlow is imported by the commands
+that need it, not before.
 """
 
 from __future__ import annotations
