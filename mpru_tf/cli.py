@@ -945,7 +945,9 @@ def _show_converted(result: ConversionResult, unfiltered: Sequence[int]) -> None
 
 def _features(result: ConversionResult) -> str:
     """How many features there are, and the first of them by name and type."""
-    named = zip(result.feature_names[:8], result.feature_types[:8] or ("",) * 8, strict=False)
+    # As the file has them they could be anything, also what steers a terminal.
+    names = ["".join(letter if letter.isprintable() else "?" for letter in name) for name in result.feature_names[:8]]
+    named = zip(names, result.feature_types[:8] or ("",) * 8, strict=False)
     shown = ", ".join(f"{name} ({kind})" if kind else name for name, kind in named)
     more = ", ..." if len(result.feature_names) > 8 else ""
     return f"{result.features}: {shown}{more}" if shown else f"{result.features}, without names"

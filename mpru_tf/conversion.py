@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 OPS, TFDF = BACKENDS
 _WIDEST = 2**24  # features; a row of them takes 64 MiB
 _LARGEST_REQUEST = 2**28  # values, 1 GiB
+_MOST_TIMED = 256  # outputs
 _IN_MEMORY = "an XGBoost model in memory"
 
 Progress = Callable[[str], object]
@@ -207,7 +208,8 @@ def convert_xgboost(
 
         say("writing")
         written = _written(
-            backend, batch_size, lambda name: _write(forest, name, staging / name, named_inputs, classify, names)
+            *(backend, batch_size, forest.outputs),
+            write=lambda name: _write(forest, name, staging / name, named_inputs, classify, names),
         )
         say("comparing")
         checks = compare(written.directories, oracle)
@@ -325,12 +327,15 @@ class _Written:
     left_out: str | None
 
 
-def _written(backend: str | None, batch_size: int | None, write: Callable[[str], Path]) -> _Written:
+def _written(backend: str | None, batch_size: int | None, outputs: int, write: Callable[[str], Path]) -> _Written:
     """The backend that is named, or the default; both where they are to be timed."""
     if batch_size is None:
         chosen = backend or OPS
         return _Written({chosen: write(chosen)}, None)
     directories, left_out = {OPS: write(OPS)}, None
+    if outputs > _MOST_TIMED:
+        # A forest for each: writing and loading hundreds of them takes minutes.
+        return _Written(directories, f"tfdf is not tried with more than {_MOST_TIMED} outputs; name it with --backend")
     try:
         directories[TFDF] = write(TFDF)
     except MissingExtraError:

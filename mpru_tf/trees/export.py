@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from mpru_tf.errors import UnsupportedModelError, explain
 from mpru_tf.trees.forest import Forest
 
 FEATURES, PROBABILITIES = "features", "probabilities"
@@ -45,7 +47,18 @@ def write_saved_model(
         named_inputs: whether to write ``named``.
         classify: whether to write ``classify``, for TensorFlow Serving's Classify call.
         labels: class labels for ``classify``; class indices without.
+
+    Raises:
+        UnsupportedModelError: ``classify``, and two features have the same name.
     """
+    if classify and len(set(feature_names(forest))) < forest.n_features:
+        raise UnsupportedModelError(
+            explain(
+                "Two features have the same name, so a tf.Example cannot tell them apart.",
+                received=next(repr(name) for name, count in Counter(feature_names(forest)).items() if count > 1),
+                hint="Leave --classify away; --named-inputs numbers them.",
+            )
+        )
     served = tf.Module()
     served.backend = backend
     names = input_names(forest)
@@ -83,12 +96,18 @@ def feature_names(forest: Forest) -> tuple[str, ...]:
 def input_names(forest: Forest) -> list[str]:
     """The features' names as keys of a SignatureDef: TensorFlow wants what Python could call an argument."""
     names: list[str] = []
+    taken: set[str] = set()  # in small letters, which is how TensorFlow compares them
+    tried: dict[str, int] = {}
     for name in feature_names(forest):
         key = re.sub(r"[^0-9A-Za-z_]", "_", name)
         if not key or key[0].isdigit() or key[0] == "_" or keyword.iskeyword(key) or key == "self":
             key = f"f_{key}"
-        taken = set(names)
-        names.append(next(k for k in [key, *(f"{key}_{n}" for n in range(2, forest.n_features + 2))] if k not in taken))
+        free, small = key, key.lower()
+        while free.lower() in taken:
+            tried[small] = tried.get(small, 1) + 1
+            free = f"{key}_{tried[small]}"
+        taken.add(free.lower())
+        names.append(free)
     return names
 
 

@@ -429,11 +429,13 @@ class Forest:
 def link_probabilities(link: str, margins: Floats) -> Floats:
     """Class probabilities from margins, float32 ``[rows, outputs]``, in the arithmetic of XGBoost.
 
-    A softmax is taken relative to the largest margin, its sum in float64; a sigmoid is ``1 / (1 + exp(-margin))``.
+    A softmax is taken relative to the largest margin, its sum in float64; a sigmoid is ``1 / (1 + exp(-margin))``. A
+    row with an infinite margin has no softmax: NaN.
     """
     if link == "softmax":
-        powers = np.exp(margins - margins.max(axis=-1, keepdims=True))
-        shares: Floats = powers / powers.sum(axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
+        with np.errstate(invalid="ignore"):  # infinite margins have no shares
+            powers = np.exp(margins - margins.max(axis=-1, keepdims=True))
+            shares: Floats = powers / powers.sum(axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
         return shares
     if link == "step":
         positive = (margins > 0).astype(np.float32)

@@ -37,6 +37,9 @@ LARGEST_TABLE = 256 * 2**20
 ROWS_AT_ONCE = 1024
 """Larger batches are answered this many rows at a time: what lies between two operations takes 20 to 40 kB a row."""
 
+MOST_EXITS = 2**22
+"""Rows times trees that are answered at once: with very many trees, fewer rows."""
+
 _EACH_BYTE = np.int64(0x0101010101010101)
 
 # What a row costs in ns on one core of 2024, to choose how many levels the table takes. Only their ratios matter.
@@ -161,6 +164,7 @@ class OpsBackend(tf.Module):
             self._nodes = _variable(descent.nodes, "nodes")
             self._columns = _Cells(descent.columns)
         self._leaves = _variable(self._lowered.leaves, "leaves")
+        self._rows_at_once = min(ROWS_AT_ONCE, max(1, MOST_EXITS // len(self._lowered.owners)))
 
     def __call__(self, features: tf.Tensor) -> tf.Tensor:
         """Class probabilities, float32 ``[batch, classes]``, of float32 ``[batch, n_features]``."""
@@ -176,7 +180,7 @@ class OpsBackend(tf.Module):
             # which costs a request of one row a tenth.
             experimental_attributes={"_noinline": True},
         ).get_concrete_function()
-        large = tf.shape(features)[0] > ROWS_AT_ONCE
+        large = tf.shape(features)[0] > self._rows_at_once
         totals = tf.cond(large, lambda: in_parts(features), lambda: self._totals(features))
         # Here and not before: behind a condition the shape would be unknown, of which Grappler complains at length.
         return tf.reshape(totals, [-1, self._lowered.outputs])
@@ -186,14 +190,14 @@ class OpsBackend(tf.Module):
         batch = tf.shape(features)[0]
         totals = tf.TensorArray(
             tf.float32,
-            size=(batch + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE,
+            size=(batch + self._rows_at_once - 1) // self._rows_at_once,
             infer_shape=False,
             element_shape=[None, self._lowered.leaves.shape[1]],
         )
 
         def add(first: tf.Tensor, totals: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-            part = self._totals(features[first : first + ROWS_AT_ONCE])
-            return first + ROWS_AT_ONCE, totals.write(first // ROWS_AT_ONCE, part)
+            part = self._totals(features[first : first + self._rows_at_once])
+            return first + self._rows_at_once, totals.write(first // self._rows_at_once, part)
 
         _, totals = tf.while_loop(lambda first, _: first < batch, add, [0, totals], parallel_iterations=1)
         return totals.concat()

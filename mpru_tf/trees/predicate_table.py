@@ -112,7 +112,11 @@ def build_table(trees: list[Tree], levels: int, largest: int) -> PredicateTable 
     head = _head(trees, levels, width)
     used = np.unique(head.feature)
     row_bytes = -(-width * (1 if levels == 3 else 9) // _CACHE_LINE) * _CACHE_LINE
-    if not len(used) or row_bytes > largest:
+    numeric = ~head.splits.categorical
+    thresholds = head.splits.threshold[numeric] + np.float32(0)  # -0.0 is 0
+    distinct = np.unique(head.feature[numeric] * np.int64(2**32) + thresholds.view(np.int32))
+    # Each threshold makes one state more. Counted first: the states are found by way of cells times nodes.
+    if not len(used) or max(len(distinct), 1) * row_bytes > largest:
         return None
     states: list[_States] = []
     least = 0

@@ -65,7 +65,10 @@ class Oracle:
         return self._answers
 
     def difference(self, probabilities: npt.NDArray[Any], margins: Floats) -> float:
-        """The largest difference in probability from what these margins come to; infinite where one is NaN."""
+        """The largest difference in probability from what these margins come to; infinite where one is NaN.
+
+        Rows whose margins are infinite do not count: whose NaN is whose is nobody's concern there.
+        """
         expected = link_probabilities(self.forest.link, margins)
         if probabilities.shape != expected.shape:
             return float("inf")
@@ -73,8 +76,9 @@ class Oracle:
             difference = np.abs(probabilities.astype(np.float64) - expected)
         difference[np.isnan(probabilities) & np.isnan(expected)] = 0
         difference[np.isnan(difference)] = np.inf
+        difference = difference[np.isfinite(margins).all(axis=1)]
         if self.forest.link == "step":
-            difference = difference[np.abs(margins[:, 0]) > _UNSETTLED]
+            difference = difference[np.abs(margins[np.isfinite(margins[:, 0]), 0]) > _UNSETTLED]
         return float(difference.max(initial=0.0))
 
     def _asked(self) -> _Answers:

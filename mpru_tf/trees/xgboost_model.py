@@ -45,6 +45,7 @@ _OBJECTIVES = {
 }
 """What can be read. The same in every version; ``binary:logitraw`` never takes the logit of its base score."""
 _NEWEST = (3, 4)
+_LEAST_BASE = np.float32(1e-6)
 _LARGEST_FILE = 2**31 - 1  # what it becomes is a SavedModel, which cannot be larger
 _MOST_OUTPUTS = 2**20  # bounds what a single hostile number can make us allocate
 _SAVE = "Save it with Booster.save_model('model.json') or 'model.ubj' and convert that file."
@@ -112,7 +113,9 @@ def _forest(document: Json, all_trees: bool) -> Forest:
         raise UnsupportedModelError(
             explain("The booster of the XGBoost model is not known.", received=_shown(kind), valid="gbtree, dart")
         )
-    link, margins = _outputs(learner)
+    version = document.get("version")
+    version = [part for part in version if isinstance(part, int)] if isinstance(version, list) else []
+    link, margins = _outputs(learner, version)
     outputs = len(margins)
     nested = _object(booster, "gbtree", "gradient_booster") if "gbtree" in booster else booster
     model = _object(nested, "model", "gradient_booster")
@@ -129,8 +132,6 @@ def _forest(document: Json, all_trees: bool) -> Forest:
     weights = _weights(booster, model, len(stored))
     used, notes = _rounds_used(learner, model, len(stored), outputs, all_trees)
     trees = tuple(_tree(tree, index, outputs, weights) for index, tree in enumerate(stored[:used]))
-    version = document.get("version")
-    version = [part for part in version if isinstance(part, int)] if isinstance(version, list) else []
     if tuple(version[:2]) > _NEWEST:
         notes.append("The file is of a newer XGBoost than any that was tried: compare the probabilities with its own.")
     if _name_of_objective(learner) in ("multi:softmax", "binary:logitraw"):
@@ -159,7 +160,7 @@ def _name_of_objective(learner: Json) -> str:
     return name
 
 
-def _outputs(learner: Json) -> tuple[str, Floats]:
+def _outputs(learner: Json, version: list[int]) -> tuple[str, Floats]:
     """The link and the base margins of a model."""
     name = _name_of_objective(learner)
     if name not in _OBJECTIVES:
@@ -195,6 +196,9 @@ def _outputs(learner: Json) -> tuple[str, Floats]:
     if len(scores) not in (1, outputs):
         raise _damaged(f"base_score has {len(scores)} entries for {outputs} outputs")
     if is_probability:
+        if version[:2] >= [3, 2]:
+            # From 3.2 on XGBoost clips it: it finds 0 or 1 itself where all rows are of one class.
+            scores = np.clip(scores, _LEAST_BASE, np.float32(1) - _LEAST_BASE)
         if not ((scores > 0) & (scores < 1)).all():
             raise _damaged(f"the base_score of {name} is not between 0 and 1: {scores.tolist()}")
         # In float32, as XGBoost does it.
@@ -364,6 +368,10 @@ def _texts(learner: Json, key: str) -> tuple[str, ...]:
         return ()
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         raise _damaged(f"learner.{key} is no list of texts")
+    try:
+        "".join(found).encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can spell half a character
+        raise _damaged(f"learner.{key} is not Unicode") from error
     return tuple(found)
 
 

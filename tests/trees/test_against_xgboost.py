@@ -56,6 +56,7 @@ MODELS: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
     "single categories": ({"objective": "multi:softprob", "num_class": 4, "max_cat_to_onehot": 100}, classes),
     "no categories": ({"objective": "multi:softprob", "num_class": 4}, classes),
     "binary": ({"objective": "binary:logistic"}, yes_or_no),
+    "all rows of one class": ({"objective": "binary:logistic"}, lambda x: np.ones(len(x), int)),
     "raw binary": ({"objective": "binary:logitraw"}, yes_or_no),
     "hinge": ({"objective": "binary:hinge"}, yes_or_no),
     "several labels": ({"objective": "binary:logistic", "tree_method": "hist"}, three_labels),

@@ -11,6 +11,7 @@ import tensorflow as tf
 from forests import random_forest, tricky_rows
 
 import mpru_tf
+from mpru_tf.errors import UnsupportedModelError
 from mpru_tf.saved_model.session import LoadedModel
 from mpru_tf.trees.export import input_names, write_saved_model
 from mpru_tf.trees.forest import Forest
@@ -61,8 +62,29 @@ def test_all_signatures_answer_the_same(forest: Forest, version: Path) -> None:
 def test_names_become_keys(forest: Forest) -> None:
     assert input_names(forest) == ["age", "capital_gain", "capital_gain_2", "f_class", "f_7th", "Gr__e"]
     assert input_names(random_forest(0, n_features=3)) == ["f0", "f1", "f2"]
+    # TensorFlow compares them in small letters.
+    cases = replace(random_forest(0, n_features=4), feature_names=("Age", "age", "AGE", "age_2"))
+    assert input_names(cases) == ["Age", "age_2", "AGE_3", "age_2_2"]
+    many = replace(random_forest(0, n_features=5), n_features=50_000, feature_names=("a b",) * 50_000)
+    assert len(set(input_names(many))) == 50_000
     twins = replace(random_forest(0, n_features=3), feature_names=("a_2", "a", "a "))
     assert input_names(twins) == ["a_2", "a", "a_"]
+
+
+def test_names_that_differ_in_case_alone_can_be_written(tmp_path: Path) -> None:
+    forest = replace(random_forest(0, n_features=2), feature_names=("Age", "age"))
+    write_saved_model(forest, tmp_path, OpsBackend(forest), named_inputs=True, classify=True)
+    x = tricky_rows(forest, 5)
+    with LoadedModel(tmp_path) as model:
+        answers = model.run("named", {"Age": x[:, 0], "age_2": x[:, 1]})["probabilities"]
+    np.testing.assert_allclose(answers, forest.probabilities(x), rtol=0, atol=3e-7)
+
+
+def test_the_same_name_twice_is_no_example(tmp_path: Path) -> None:
+    forest = replace(random_forest(0, n_features=2), feature_names=("age", "age"))
+    with pytest.raises(UnsupportedModelError, match="Two features have the same name.*'age'"):
+        write_saved_model(forest, tmp_path, OpsBackend(forest), classify=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_wishes_there_is_one_signature(forest: Forest, tmp_path: Path) -> None:

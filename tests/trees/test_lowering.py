@@ -120,6 +120,28 @@ def test_batches_of_any_size(rows: int) -> None:
         np.testing.assert_array_equal(margins.numpy(), forest.margins(x))
 
 
+def test_with_very_many_trees_fewer_rows_are_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lowering, "MOST_EXITS", 100)
+    forest = random_forest(9)
+    backend = OpsBackend(forest)
+    assert backend._rows_at_once == 100 // 16
+    check(forest, rows=50)
+
+
+def test_a_table_that_would_be_too_large_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    forest = random_forest(13, full=True)
+    whole = build_table(list(forest.trees), 6, 2**30)
+    assert whole is not None
+    monkeypatch.setattr("mpru_tf.trees.predicate_table._states", None)  # would fail if it were asked
+    thresholds = {
+        (int(tree.feature[node]), float(tree.threshold[node]))
+        for tree in forest.trees
+        for node in np.flatnonzero((tree.left >= 0) & ~tree.categorical).tolist()
+    }
+    row = whole.rows.shape[1] * 4
+    assert build_table(list(forest.trees), 6, (len(thresholds) - 1) * row) is None
+
+
 def test_the_graph_does_not_compare_floats() -> None:
     """In TensorFlow's threads a subnormal number is 0, so a comparison would send it the wrong way."""
     forest = random_forest(10)

@@ -621,3 +621,23 @@ def test_damage_is_refused_or_read_never_worse(path: Path) -> None:
     outcomes = [outcome(data, x) for data in mutants]
     assert sum(bool(text) for text in outcomes) > 10
     assert not any("\n" in text for text in outcomes)
+
+
+def test_a_base_score_at_the_end_of_its_range() -> None:
+    """From 3.2 on XGBoost writes 0 or 1 where all rows are of one class, and clips them when it reads them."""
+    found = json.loads(path_of("xgboost_2.1_logitraw.json").read_bytes())
+    found["learner"]["objective"]["name"] = "binary:logistic"
+    found["learner"]["learner_model_param"]["base_score"] = "[1E0]"
+    with pytest.raises(CorruptModelError, match="base_score"):
+        read_xgboost(json.dumps(found).encode())
+    found["version"] = [3, 2, 0]
+    np.testing.assert_allclose(read_xgboost(json.dumps(found).encode()).base_margin, [13.815], atol=0.1)
+
+
+def test_half_a_character_in_a_name() -> None:
+    found = document()
+    found["learner"]["feature_names"] = ["\ud800"] + [
+        str(n) for n in range(1, read_xgboost(path_of(CLASSES)).n_features)
+    ]
+    with pytest.raises(CorruptModelError, match="not Unicode"):
+        read_xgboost(json.dumps(found).encode())
