@@ -657,3 +657,9 @@ class TestCommand:
         found = json.loads(done.stdout)
         assert (found["version"], found["classes"], found["forgotten"]) == (1, 3, None)
         assert found["self_check"]["largest_difference"] <= LARGEST_DIFFERENCE
+
+
+def test_tfdf_is_not_timed_with_hundreds_of_outputs() -> None:
+    written = conversion._written(None, 4, 257, Path)
+    assert list(written.directories) == ["ops"]
+    assert "more than 256 outputs" in str(written.left_out)
