@@ -16,17 +16,20 @@ FIND_PYTHON = for candidate in $(if $(PYTHON),"$(PYTHON)",python3.12 python3.11 
 		>/dev/null 2>&1; then echo "$$candidate"; break; fi; done
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-tfdf fuzz lint format bench bench-trees zoo wheel clean
+.PHONY: help quickstart test test-servers test-tfdf fuzz lint format bench bench-serving bench-trees zoo wheel clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 quickstart: $(VENV)/.installed-report ## train, serve, forget a class while clients ask, and show it (OUT=folder)
 	@$(BIN)/mpru-tf quickstart --out "$(OUT)"
 
 test: $(VENV)/.installed-test ## run the tests (TESTS=tests/test_labels.py for some of them)
 	$(BIN)/python -m pytest $(TESTS)
+
+test-servers: $(VENV)/.installed-test ## the same tests against `mpru-tf serve` and, if there is one, tensorflow_model_server
+	MPRU_TEST_SERVERS=1 $(BIN)/python -m pytest tests/integration
 
 # TensorFlow Decision Forests wants TensorFlow 2.19.0 exactly, so it has an environment of its own.
 TFDF_VENV := .venv-tfdf
@@ -51,6 +54,10 @@ bench: $(VENV)/.installed-test ## measure the re-export (and CIFAR10_MODEL=a.ker
 	$(BIN)/python benchmarks/reexport.py
 	$(if $(and $(CIFAR10_MODEL),$(CIFAR10_DATA)),$(BIN)/python benchmarks/cifar10_forget.py --model "$(CIFAR10_MODEL)" \
 	--data "$(CIFAR10_DATA)")
+
+bench-serving: $(VENV)/.installed-test ## 100,000 requests over 20 swaps, and request rates (SERVER=tensorflow_model_server)
+	$(BIN)/python benchmarks/hot_swap.py $(if $(SERVER),--server "$(SERVER)" --out build/hot_swap.json)
+	$(BIN)/python benchmarks/serving_rate.py $(if $(SERVER),--server "$(SERVER)" --out build/serving_rate.json)
 
 bench-trees: ## measure converted trees against XGBoost, TF-DF and treelite (COVERTYPE=file.npz, or downloaded)
 	@$(MAKE) --no-print-directory VENV=$(TFDF_VENV) '$(TFDF_VENV)/.installed-trees,bench'
