@@ -20,7 +20,7 @@ FIND_PYTHON = for candidate in $(if $(PYTHON),"$(PYTHON)",python3.12 python3.11 
 .DELETE_ON_ERROR:
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 quickstart: $(VENV)/.installed-report ## train, serve, forget a class while clients ask, and show it (OUT=folder)
 	@$(BIN)/mpru-tf quickstart --out "$(OUT)"
