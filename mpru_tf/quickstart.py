@@ -273,7 +273,9 @@ def _server(base: Path, log: Path) -> Iterator[str]:
     with open(log, "w", encoding="utf-8") as file, _running(command, stdout=file, stderr=file) as server:
 
         def target() -> str:
-            words = log.read_text(encoding="utf-8").partition("gRPC ")[2].split()
+            # What the server logs comes before: the line that it prints once it answers is the one with the address.
+            told = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("serving ")]
+            words = told[0].partition("gRPC ")[2].split() if told else []
             return words[0] if words else ""
 
         _wait(lambda: bool(target()), "the server did not start", log.parent, server)
