@@ -217,7 +217,8 @@ class OpsBackend(tf.Module):
         first = np.arange(trees) * 2**levels
         if lowered.descent is not None:
             exits = tf.gather(self._starts, exits + first)
-            exits = tf.broadcast_to(exits, [batch, trees])
+            if lowered.table is None:
+                exits = tf.broadcast_to(exits, [batch, trees])
             first = np.zeros(trees, np.int64)
             exits = _descend(self._nodes, self._columns(patterns), rows, exits, lowered.steps)
 
