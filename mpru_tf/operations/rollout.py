@@ -20,7 +20,7 @@ from mpru_tf.versions import find_version
 
 if TYPE_CHECKING:
     from mpru_tf.operations.client import Answer
-    from mpru_tf.operations.sampling import Request
+    from mpru_tf.operations.sampling import Request, Shown
 
 _PATIENCE = 5.0  # seconds after which a version that was unloaded before is loading again, at a poll of one second
 
@@ -114,19 +114,14 @@ def rollout(
     run = _Run(Path(base).absolute(), server, config, timeout, progress)
     with run.labels_put_back(stable_label):
         run.choose_old(stable_label, version)
-        source = find_version(base).path if version is None else the_version(versions_in(base), version).path
-        shown = sampling.shown_by(source)
+        target = None if version is None else run.check(version, i_know_it_remembers)
+        shown = sampling.shown_by(target.path if target is not None else find_version(base).path)
         if samples is not None:
             run.requests = sampling.from_file(samples, shown, requests)
-        elif run.old is not None:
-            run.requests = sampling.made_up(server, run.old, shown, requests)
-        old_answers = run.ask(run.old) if run.old is not None else None
-        published = False
-        if version is None:
-            new, published = run.publish(classes, forget_options)
-        else:
-            new = version
-        target = run.check(new, i_know_it_remembers)
+        old_answers = run.ask_old(shown, requests)
+        new, published = run.publish(classes, forget_options) if version is None else (version, False)
+        if target is None:
+            target = run.check(new, i_know_it_remembers)
         run.load(new)
         shown = sampling.shown_by(target.path)  # outputs may have been dropped
         if not run.requests:
@@ -285,6 +280,23 @@ class _Run:
         self.progress(f"asking version {version} {len(self.requests)} requests")
         self.server.predict(self.requests[0].signature, self.requests[0].inputs, version=version)  # not timed: warm
         return [self.server.predict(request.signature, request.inputs, version=version) for request in self.requests]
+
+    def ask_old(self, shown: Shown, number: int) -> list[Answer] | None:
+        """The old version's answers; None without one, also if the server unloads it while it is asked.
+
+        It does so by itself, without labels, when the new version lay in the base path before.
+        """
+        if self.old is None:
+            return None
+        try:
+            if not self.requests:
+                self.requests = sampling.made_up(self.server, self.old, shown, number)
+            return self.ask(self.old)
+        except ServingError:
+            if self.old in self.server.available():
+                raise
+        self.say(f"version {self.old} was unloaded by the server before it could be compared with")
+        return None
 
     def manifest_of(self, version: int) -> Any:
         found = [entry for entry in versions_in(self.base) if entry.version == version]

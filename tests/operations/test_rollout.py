@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from mpru_tf.errors import DataError, ForgetListError, ServingError, Verificatio
 from mpru_tf.operations import rollout as rolling
 from mpru_tf.operations.client import Answer, Server
 from mpru_tf.operations.configuration import Configuration
-from mpru_tf.operations.rollout import rollout
+from mpru_tf.operations.rollout import _Run, rollout
 from mpru_tf.operations.waiting import wait_until_available
 
 Start = Callable[..., Server]
@@ -76,6 +77,26 @@ class TestWithoutLabels:
         with pytest.raises(ForgetListError, match="would answer class 2 again; refused to roll it out"):
             rollout(filtered, server, version=3, timeout=30)
         assert rollout(filtered, server, version=3, timeout=30, i_know_it_remembers=True).version == 3
+
+    def test_the_old_version_goes_while_it_is_asked(
+        self, filtered: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = start(filtered)
+        choose = _Run.choose_old
+
+        def choose_old(run: _Run, stable_label: str, new: int | None) -> None:
+            choose(run, stable_label, new)
+            shutil.copytree(filtered / "2", filtered / "3")
+            wait_until_available(server, 3, 30)
+            while 2 in server.available():
+                time.sleep(0.05)
+
+        monkeypatch.setattr(_Run, "choose_old", choose_old)
+        result = rollout(filtered, server, version=3, timeout=30)
+        assert (result.version, result.before) == (3, 2)
+        assert any("unloaded by the server before" in step for step in result.steps)
+        assert "no old version" in result.comparison.against
+        assert result.comparison.old is None
 
     @pytest.mark.parametrize("given", [{}, {"classes": ["1"], "version": 2}])
     def test_what_to_roll_out(self, given: dict[str, Any], base: Path, start: Start) -> None:
