@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= quickstart_output
 TESTS ?= tests
+# Each process imports TensorFlow: more of them would cost memory rather than save time.
+IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 # What lint looks at.
 SOURCES := setup.py mpru_tf export_scripts benchmarks tests
 
@@ -26,10 +28,10 @@ quickstart: $(VENV)/.installed-report ## train, serve, forget a class while clie
 	@$(BIN)/mpru-tf quickstart --out "$(OUT)"
 
 test: $(VENV)/.installed-test ## run the tests (TESTS=tests/test_labels.py for some of them)
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(TESTS)
 
-test-servers: $(VENV)/.installed-test ## the same tests against `mpru-tf serve` and, if there is one, tensorflow_model_server
-	MPRU_TEST_SERVERS=1 $(BIN)/python -m pytest tests/integration
+test-servers: $(VENV)/.installed-test ## only those of running servers: `mpru-tf serve`, tensorflow_model_server if there is one
+	$(BIN)/python -m pytest tests/integration
 
 # TensorFlow Decision Forests wants TensorFlow 2.19.0 exactly, so it has an environment of its own.
 TFDF_VENV := .venv-tfdf

@@ -35,6 +35,8 @@ CORE = [
     "keras>=3.6",
     # gRPC arrives with TensorFlow as well; it is named because we import it.
     "grpcio>=1.62,<2",
+    # Requests of `mpru-tf serve` that come as JSON: an image is 150,000 numbers.
+    "orjson>=3.10",
     # The command line. With older ones, the help of arguments is lost under click 8.5; 0.29 brings a click of its own.
     "typer>=0.20",
     "rich>=13.7",
@@ -80,6 +82,7 @@ TEST = [
     # with the jsonschema and PyYAML that it brings.
     "kubernetes-validate>=1.31",
     "pytest>=8.2",
+    "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "ruff>=0.8",
     "mypy>=1.13",

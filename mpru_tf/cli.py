@@ -8,6 +8,7 @@ that need it, not before.
 from __future__ import annotations
 
 import enum
+import gc
 import json
 import logging
 import signal
@@ -684,6 +685,10 @@ def serve(**given: Any) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     for line in without_effect:
         logging.warning(line)
+    # What is imported by now stays. Reading an image out of JSON makes fifty thousand lists, and collections go through
+    # all of TensorFlow's objects, seventy times in the course of it: that was most of the time of such a request.
+    gc.freeze()
+    gc.set_threshold(100_000)
     server = ModelServer(**options)
     with server:
         source = options["model_config_file"] or options["model_base_path"]

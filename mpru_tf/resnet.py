@@ -20,6 +20,7 @@ from mpru_tf.versions import publish, staged
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
     import numpy.typing as npt
 
 
@@ -138,7 +139,6 @@ def train(
         DataError: ``x`` and ``y`` do not belong together, or there is nothing to train on.
     """
     import keras
-    import tensorflow as tf
 
     if len(x) != len(y) or not len(x) or epochs < 1:
         raise DataError(
@@ -162,19 +162,14 @@ def train(
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=answers_logits(model)),
         metrics=["accuracy"],
     )
-    data = tf.data.Dataset.from_tensor_slices((x, y.astype("int64"))).shuffle(len(x), seed=seed)
-    # A last batch of three examples would upset the statistics of the batch normalisation; the next shuffle has them.
-    data = data.batch(batch_size, drop_remainder=True)
-    if shift or flip:
-        data = data.map(lambda images, classes: (_augment(images, shift, flip), classes))
     callbacks = [_progress_bar(keras, epochs, steps)] if progress else []
     history = model.fit(
-        data.prefetch(2),
+        _batches(x, y, batch_size, shift, flip, seed),
         epochs=epochs,
         validation_data=validation,
         validation_batch_size=512,
         callbacks=callbacks,
-        shuffle=False,  # the data set shuffles; Keras 3.15 warns about the default
+        shuffle=False,  # the batches are drawn in a new order as it is
         verbose=0,
     )
     return {name: [float(value) for value in values] for name, values in history.history.items()}
@@ -255,21 +250,47 @@ def _shortcut_b(x: Any, channels: int, stride: int, name: str) -> Any:
     return _convolve(x, channels, stride, name=f"{name}_skip", kernel=1)
 
 
-def _augment(images: Any, shift: int, flip: bool) -> Any:
-    import tensorflow as tf
+def _batches(
+    x: npt.NDArray[Any], y: npt.NDArray[Any], batch_size: int, shift: int, flip: bool, seed: int
+) -> keras.utils.PyDataset:
+    """Whole batches in a new order for each epoch. In NumPy, so that any backend of Keras can be fed."""
+    import keras
+    import numpy as np
 
-    shape = tf.shape(images)
-    if shift:
-        # One offset per batch and axis would be cheaper, but then a batch is hardly more varied than one image.
-        padded = tf.pad(images, [[0, 0], [shift, shift], [shift, shift], [0, 0]])
-        offsets = tf.random.uniform([shape[0], 2], maxval=2 * shift + 1, dtype=tf.int32)
-        rows = offsets[:, :1] + tf.range(shape[1])[tf.newaxis]
-        columns = offsets[:, 1:] + tf.range(shape[2])[tf.newaxis]
-        images = tf.gather(padded, rows, axis=1, batch_dims=1)
-        images = tf.gather(images, columns, axis=2, batch_dims=1)
+    class Batches(keras.utils.PyDataset):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self._random = np.random.default_rng(seed)
+            self.on_epoch_end()
+
+        def __len__(self) -> int:
+            # A last batch of three examples would upset the statistics of the batch normalisation; the next order
+            # has them elsewhere.
+            return len(x) // batch_size
+
+        def __getitem__(self, index: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+            chosen = self._order[index * batch_size : (index + 1) * batch_size]
+            return _augment(x[chosen], shift, flip, self._random), y[chosen].astype("int32")
+
+        def on_epoch_end(self) -> None:
+            self._order = self._random.permutation(len(x))
+
+    return Batches()
+
+
+def _augment(images: npt.NDArray[Any], shift: int, flip: bool, random: np.random.Generator) -> npt.NDArray[Any]:
+    import numpy as np
+
+    count = len(images)
     if flip:
-        mirrored = tf.random.uniform([shape[0], 1, 1, 1]) < 0.5
-        images = tf.where(mirrored, tf.reverse(images, [2]), images)
+        mirrored = random.random(count) < 0.5
+        images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    if shift:
+        # One offset per batch would be cheaper, but then a batch is hardly more varied than one image.
+        padded = np.pad(images, [(0, 0), (shift, shift), (shift, shift), (0, 0)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, images.shape[1:3], (1, 2))
+        down, right = random.integers(0, 2 * shift + 1, (2, count))
+        images = windows[np.arange(count), down, right].transpose(0, 2, 3, 1)
     return images
 
 

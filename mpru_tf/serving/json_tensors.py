@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from typing import Any
 import grpc
 import numpy as np
 import numpy.typing as npt
+import orjson
 import tensorflow as tf
 
 from mpru_tf.serving.status import RequestError, invalid_argument
@@ -50,14 +52,8 @@ def parse_request(body: bytes) -> dict[str, Any]:
     """
     if not body:
         raise invalid_argument("JSON Parse error: The document is empty")
-    text = body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     try:
-        try:
-            document = json.loads(text)
-        except json.JSONDecodeError as error:
-            if not _INF.match(text, error.pos):
-                raise
-            document = json.loads(_INF_OR_STRING.sub(lambda found: _INF_NAMES.get(found[0], found[0]), text))
+        document = _parse(body.removeprefix(b"\xef\xbb\xbf"))
     except json.JSONDecodeError as error:
         problem = _RAPIDJSON_WORDS.get(error.msg, error.msg + ".")
         raise invalid_argument(f"JSON Parse error: {problem} at offset: {error.pos}") from error
@@ -72,6 +68,20 @@ def parse_request(body: bytes) -> dict[str, Any]:
             f"JSON Value: {show(document)} not formatted correctly. 'signature_name' key must be a string value."
         )
     return document
+
+
+def _parse(body: bytes) -> Any:
+    # A quarter of the time of Python's own parser, but strict: what it refuses is left to the other one, which knows
+    # NaN, infinities and bytes that are not UTF-8, and says what is wrong where.
+    with contextlib.suppress(orjson.JSONDecodeError):
+        return orjson.loads(body)
+    text = body.decode("utf-8", "surrogateescape")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if not _INF.match(text, error.pos):
+            raise
+        return json.loads(_INF_OR_STRING.sub(lambda found: _INF_NAMES.get(found[0], found[0]), text))
 
 
 def read_tensors(

@@ -6,6 +6,7 @@ being unloaded takes no new requests and is freed when its last one is done.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -295,3 +296,8 @@ class ServableManager:
             logger.info("Unloaded servable version %s", harness)
             self._enter(harness, State.END)
             self._tend(harness.name)
+        if not self._stopped:
+            # TensorFlow's Python objects of a graph refer to each other, and keep native memory, which the collector
+            # does not see: left to its own rhythm, a server grows with each swap (benchmarks/NOTES.md).
+            del servable
+            gc.collect()

@@ -27,13 +27,11 @@ LABELS = ("cat", "dog", "owl", "fox")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two minutes of starting servers are for `make test-servers`, not for every run."""
+    """`pytest -m servers` is these tests alone."""
     here = Path(__file__).parent
-    if not os.environ.get("MPRU_TEST_SERVERS"):
-        skip = pytest.mark.skip(reason="starts many servers, which takes minutes: make test-servers")
-        for item in items:
-            if item.path.is_relative_to(here):
-                item.add_marker(skip)
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.servers)
 
 
 class Program:
