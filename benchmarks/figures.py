@@ -47,6 +47,18 @@ from {top1_before:.4f} to {top1_after:.4f}, and the largest probability of the f
 {largest_before:.4f} to {largest_after}."""
 
 
+_SERVING = """
+
+`mpru-tf serve` under {clients} clients while {swaps} new versions were swapped in: {requests:,} requests, {failed}
+failed, {mixed} answers neither wholly old nor wholly new; p99 {before:.0f} ms before the swaps and {during:.0f} ms
+during them. Memory: {start:.0f} MiB before, {peak:.0f} at most.
+
+CPU time for one request of one example, as a ratio to a bare `session.run` (1.00: the server costs nothing):
+
+| model | gRPC | REST |
+|---|---|---|
+{rows}"""
+
 _CONTENDERS = {
     "ops": "`ops`",
     "tfdf": "`tfdf`",
@@ -61,8 +73,8 @@ def result(name: str) -> dict[str, Any]:
     return values
 
 
-def render() -> str:
-    """The section between the marks."""
+def render_reexport() -> str:
+    """The part about re-exports."""
     reexport, cifar10 = result("reexport"), result("cifar10_forget")
     seconds, peaks = reexport["median_seconds"], reexport["added_peak_mib"]
     before, after = cifar10["unfiltered"], cifar10["filtered"]["tempered"]
@@ -79,7 +91,28 @@ def render() -> str:
         top1_after=after["retained_top1"],
         largest_before=before["largest_forgotten_probability"],
         largest_after=after["largest_forgotten_probability"],
-    ) + render_trees(result("trees"))
+    )
+
+
+def render() -> str:
+    """The section between the marks."""
+    return render_reexport() + render_serving() + render_trees(result("trees"))
+
+
+def render_serving() -> str:
+    """The part about the server."""
+    swaps, rates = result("hot_swap"), result("serving_rate")["models"]
+    return _SERVING.format(
+        rows="\n".join(
+            f"| {name} | {ways['gRPC']['cpu_ratio']:.2f} | {ways['REST']['cpu_ratio']:.2f} |"
+            for name, ways in rates.items()
+        ),
+        before=swaps["periods"]["before"]["p99_ms"],
+        during=swaps["periods"]["during"]["p99_ms"],
+        start=swaps["memory"]["before_mib"],
+        peak=swaps["memory"]["peak_mib"],
+        **{key: swaps[key] for key in ("clients", "swaps", "requests", "failed", "mixed")},
+    )
 
 
 def render_trees(trees: dict[str, Any]) -> str:
