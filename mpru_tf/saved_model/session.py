@@ -55,6 +55,7 @@ class LoadedModel:
         tags: the tag set of the MetaGraph to load, exactly.
         threads: size of the intra-op and of the inter-op thread pool, one number for both or each; ``None`` or 0 leaves
             a size to TensorFlow.
+        config: a ``ConfigProto`` with further settings; ``threads`` win over its own.
 
     Raises:
         ModelNotFoundError: ``version_dir`` is no directory, or has no ``saved_model.pb``.
@@ -67,7 +68,11 @@ class LoadedModel:
     """
 
     def __init__(
-        self, version_dir: str | Path, tags: Sequence[str] = ("serve",), threads: int | tuple[int, int] | None = None
+        self,
+        version_dir: str | Path,
+        tags: Sequence[str] = ("serve",),
+        threads: int | tuple[int, int] | None = None,
+        config: Any = None,
     ) -> None:
         self.path = Path(version_dir)
         if not any((self.path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
@@ -83,20 +88,20 @@ class LoadedModel:
         self._closed = False
         try:
             try:
-                self._load(tags, threads)
+                self._load(tags, _session_config(threads, config))
             except _LOAD_FAILURES as error:
                 if not _bring_op(str(error)):
                     raise
                 self._session.close()
-                self._load(tags, threads)
+                self._load(tags, _session_config(threads, config))
         except _LOAD_FAILURES as error:
             self.close()
             raise _load_failure(self.path, error) from error
         self.signatures: dict[str, Any] = dict(self.meta_graph.signature_def)
 
-    def _load(self, tags: Sequence[str], threads: int | tuple[int, int] | None) -> None:
+    def _load(self, tags: Sequence[str], config: Any) -> None:
         self._graph = tf.Graph()
-        self._session = tf.compat.v1.Session(graph=self._graph, config=_session_config(threads))
+        self._session = tf.compat.v1.Session(graph=self._graph, config=config)
         with self._graph.as_default(), _without_loader_chatter():
             self.meta_graph: Any = tf.compat.v1.saved_model.loader.load(self._session, list(tags), str(self.path))
 
@@ -218,16 +223,18 @@ class LoadedModel:
         return step
 
 
-def _session_config(threads: int | tuple[int, int] | None) -> Any:
+def _session_config(threads: int | tuple[int, int] | None, given: Any) -> Any:
     intra, inter = threads if isinstance(threads, tuple) else (threads or 0, threads or 0)
     # Soft placement: a graph exported on a GPU machine names devices that this one may lack. Growth: during a hot swap
     # two versions live on one GPU, so the first must not reserve all of its memory.
-    return tf.compat.v1.ConfigProto(
-        allow_soft_placement=True,
-        gpu_options=tf.compat.v1.GPUOptions(allow_growth=True),
-        intra_op_parallelism_threads=intra,
-        inter_op_parallelism_threads=inter,
+    config = tf.compat.v1.ConfigProto(
+        allow_soft_placement=True, gpu_options=tf.compat.v1.GPUOptions(allow_growth=True)
     )
+    if given is not None:
+        config.MergeFrom(given)
+    config.intra_op_parallelism_threads = intra or config.intra_op_parallelism_threads
+    config.inter_op_parallelism_threads = inter or config.inter_op_parallelism_threads
+    return config
 
 
 def _dense_name(path: Path, key: str, info: Any) -> str:

@@ -46,6 +46,7 @@ class Loading:
         threads: intra-op and inter-op threads of the session; 0 leaves a number to TensorFlow.
         warm_up: whether warm-up requests are replayed.
         iterations: how often each of them is.
+        config: a ``ConfigProto`` with further settings of the sessions.
 
     Attributes:
         batcher: joins the requests of what is loaded, warm-up included; ``None`` leaves each by itself.
@@ -58,12 +59,14 @@ class Loading:
         threads: tuple[int, int] = (0, 0),
         warm_up: bool = True,
         iterations: int = 1,
+        config: Any = None,
     ) -> None:
         self._metrics = metrics
         self._tags = tags
         self._threads = threads
         self._warm_up = warm_up
         self._iterations = max(iterations, 1)
+        self._config = config
         self.batcher: Batcher | None = None
 
     def __call__(self, name: str, version: int, version_dir: Path) -> Servable:
@@ -74,7 +77,7 @@ class Loading:
         """
         start = time.perf_counter()
         try:
-            servable = Servable.load(name, version, version_dir, threads=self._threads, tags=self._tags)
+            servable = Servable.load(name, version, version_dir, self._threads, self._tags, self._config)
         except BaseException:
             self._metrics.load_attempt(version_dir, "fail")
             raise

@@ -80,6 +80,7 @@ class ServerOptions:
     tensorflow_session_parallelism: int = _flag(0, _RUNNING, "Threads within and between operations; 0: automatic.")
     tensorflow_intra_op_parallelism: int = _flag(0, _RUNNING, "Threads within an operation; 0: automatic.")
     tensorflow_inter_op_parallelism: int = _flag(0, _RUNNING, "Threads between operations; 0: automatic.")
+    tensorflow_session_config_file: str = _flag("", _RUNNING, "ConfigProto as text, for the sessions.", "FILE")
     enable_batching: bool = _flag(False, _RUNNING, "Join requests of one signature and answer them together.")
     batching_parameters_file: str = _flag("", _RUNNING, "BatchingParameters as text.", "FILE")
 

@@ -63,6 +63,7 @@ class Servable:
         version_dir: Path,
         threads: tuple[int, int] = (0, 0),
         tags: Sequence[str] = ("serve",),
+        config: Any = None,
     ) -> Servable:
         """Load a version and make it ready; a version becomes AVAILABLE only after this returned.
 
@@ -72,11 +73,12 @@ class Servable:
             version_dir: directory that holds ``saved_model.pb``.
             threads: intra-op and inter-op threads of the session; 0 leaves a number to TensorFlow.
             tags: of the MetaGraph to load.
+            config: a ``ConfigProto`` with further settings of the session.
 
         Raises:
             MPRUError: as :class:`~mpru_tf.saved_model.session.LoadedModel` does.
         """
-        servable = cls(name, version, LoadedModel(version_dir, tags, threads=threads))
+        servable = cls(name, version, LoadedModel(version_dir, tags, threads=threads, config=config))
         servable._prepare()
         return servable
 

@@ -90,6 +90,7 @@ class ModelServer:
             options.session_threads,
             options.enable_model_warmup,
             options.num_request_iterations_for_warmup,
+            _session_config(options.tensorflow_session_config_file),
         )
         self._manager = ServableManager(
             self._loading, options.max_num_load_retries, options.load_retry_interval_micros, options.num_load_threads
@@ -266,6 +267,12 @@ def serve(model_base_path: str | Path = "", **options: Any) -> None:
         server.stop()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _session_config(path: str) -> Any:
+    from tensorflow.core.protobuf import config_pb2
+
+    return read_text_proto(path, config_pb2.ConfigProto()) if path else None
 
 
 def _batching_parameters(options: ServerOptions) -> BatchingParameters:
