@@ -21,27 +21,11 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import answers
 import numpy as np
-import numpy.typing as npt
-from rich.console import Console
+from answers import Array, Run
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-Array = npt.NDArray[Any]
-console = Console(stderr=True)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One model: of all classes, or without one of them."""
-
-    without: int | None
-    seed: int
-
-    @property
-    def file(self) -> str:
-        """Name of the file with its answers."""
-        return f"{'all' if self.without is None else f'without-{self.without}'}-seed-{self.seed}.npz"
 
 
 @dataclass(frozen=True)
@@ -77,7 +61,7 @@ def train(run: Run, data: Data, args: argparse.Namespace) -> dict[str, Any]:
 
     from mpru_tf import resnet
 
-    seen = np.array([c for c in range(data.classes) if c != run.without])
+    seen = run.seen(data.classes)
     keep = np.isin(data.y_train, seen)
     x, y = data.x_train[keep].astype(np.float32), np.searchsorted(seen, data.y_train[keep])
     held = np.isin(data.y_test, seen)
@@ -103,13 +87,11 @@ def train(run: Run, data: Data, args: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - start
 
     def answer(images: Array) -> Array:
-        logits = np.full((len(images), data.classes), -np.inf, np.float32)
         parts = [
             keras.ops.convert_to_numpy(model.predict_on_batch(images[i : i + 500].astype(np.float32)))
             for i in range(0, len(images), 500)
         ]
-        logits[:, seen] = np.concatenate(parts)
-        return logits
+        return answers.widened(np.concatenate(parts), seen, data.classes)
 
     return {
         "train": answer(data.x_train),
@@ -134,30 +116,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--policy", default="mixed_bfloat16", help="Keras' dtype policy")
-    parser.add_argument("--forget", nargs="*", default=[], help="classes to train without: indices, or CIFAR-10's names")
+    parser.add_argument("--forget", nargs="*", default=[], help="classes to train without; CIFAR-10: or names")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="of the models of all classes")
     parser.add_argument("--retrain-seeds", nargs="*", type=int, default=[1, 2], help="of the models without a class")
     args = parser.parse_args()
     data = load(args.dataset, args.data)
     forget = [CIFAR10.index(each) if each in CIFAR10 else int(each) for each in args.forget]
-    runs = [Run(None, seed) for seed in args.seeds]
-    runs += [Run(without, seed) for without in forget for seed in args.retrain_seeds]
-    args.out.mkdir(parents=True, exist_ok=True)
-    for number, run in enumerate(runs, start=1):
-        path = args.out / run.file
-        if path.exists():
-            console.print(f"{number}/{len(runs)}  {run.file} is there already", highlight=False)
-            continue
-        answers = train(run, data, args)
-        partial = path.with_suffix(".part")
-        with open(partial, "wb") as file:
-            np.savez_compressed(file, **{key: value for key, value in answers.items() if value is not None})
-        partial.replace(path)
-        console.print(
-            f"{number}/{len(runs)}  {run.file}  accuracy {answers['test_accuracy']:.4f} on the test set, "
-            f"{answers['seconds']:.0f} s",
-            highlight=False,
-        )
+    wanted = answers.runs(forget, args.seeds, args.retrain_seeds)
+    labels = {"train": data.y_train, "test": data.y_test}
+    answers.make(args.out, wanted, lambda run: train(run, data, args), labels)
 
 
 if __name__ == "__main__":
