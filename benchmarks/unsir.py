@@ -134,6 +134,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
     original = load(args.model)
+    if "original" not in compared:
+        keep(compared, "original", left_in_weights(original, original, data, args.per_class_probed))
     for preset in args.presets:
         for forgotten in FORGET_LISTS:
             name = f"{','.join(map(str, forgotten))} {preset}"
@@ -146,10 +148,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             keep(rows, name, row)
             if wanted:
                 keep(compared, after, left_in_weights(model, original, data, args.per_class_probed))
-    if "original" not in compared:
-        keep(compared, "original", left_in_weights(original, original, data, args.per_class_probed))
     if args.retrained is not None and "retrained" not in compared:
         keep(compared, "retrained", left_in_weights(load(args.retrained), original, data, args.per_class_probed))
+    if "retrained" in compared:
+        took = {name: weights.Relearning(row["relearning"]["steps"], 0, ()) for name, row in compared.items()}
+        index = {name: weights.anamnesis_index(each, took["retrained"]) for name, each in took.items()}
+        keep(results, "anamnesis_index", {name: "infinite" if v == np.inf else v for name, v in index.items()})
     return results
 
 
@@ -201,7 +205,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a .keras file")
     parser.add_argument("--data", type=Path, required=True, help="an .npz file")
-    parser.add_argument("--retrained", type=Path, help=f"a .keras file of a model that never saw class {COMPARED}")
+    parser.add_argument(
+        "--retrained", type=Path, help=f"a .keras file of a model that never saw class {COMPARED}, of 10 outputs"
+    )
     parser.add_argument("--presets", nargs="+", default=["gentle", "paper"], choices=[each.value for each in Preset])
     parser.add_argument("--per-class", type=int, default=1000, help="training examples of each class")
     parser.add_argument("--per-class-probed", type=int, default=200, help="... for probe and relearning")

@@ -58,13 +58,13 @@ def answers(
     if batch_size < 1:
         raise DataError(explain("A batch needs examples.", received=f"batch_size {batch_size}", valid="1 or more"))
     inspection = inspect(model)
-    classes, signature_key, output_key, kind = _pick_output(inspection, signature, output)
+    classes, signature_key, output_key, kind = pick_output(inspection, signature, output)
     with LoadedModel(inspection.path) as loaded:
-        feed = _Feed(loaded, signature_key, output_key, batch_size)
+        feed = Feed(loaded, signature_key, output_key, batch_size)
         batches, total = examples.batches(data, feed.keys, feed.batch_size)
 
         def asked() -> Iterator[tuple[npt.NDArray[Any], Any]]:
-            with _progress_bar(progress, total) as advance:
+            with progress_bar(progress, total) as advance:
                 for x, y in batches:
                     scores = feed.run(x)
                     yield scores, y
@@ -74,8 +74,17 @@ def answers(
         yield Answers(classes, kind != "probabilities", source, asked())
 
 
-def _pick_output(inspection: Inspection, signature: str | None, output: str | None) -> tuple[int, str, str, str]:
-    """Return (classes, signature key, output key, kind) of the output to take the means of."""
+def pick_output(inspection: Inspection, signature: str | None, output: str | None) -> tuple[int, str, str, str]:
+    """Return (classes, signature key, output key, kind) of the output that shows the class scores.
+
+    Args:
+        inspection: of the version.
+        signature: signature key; None for the best one.
+        output: output key, or ``SIGNATURE:KEY``; None likewise.
+
+    Raises:
+        UnsupportedModelError: the version is filtered, or no such output shows all class scores.
+    """
     if inspection.forgotten:
         raise UnsupportedModelError(
             explain(
@@ -120,7 +129,7 @@ def _pick_output(inspection: Inspection, signature: str | None, output: str | No
     return fitting[name][0], signature_key, name[len(signature_key) + 1 :], fitting[name][1]
 
 
-class _Feed:
+class Feed:
     """Turns batches of examples into requests to one signature."""
 
     def __init__(self, loaded: LoadedModel, signature_key: str, output_key: str, batch_size: int) -> None:
@@ -184,7 +193,7 @@ class _Feed:
 
 
 @contextmanager
-def _progress_bar(shown: bool, total: int | None) -> Iterator[Any]:
+def progress_bar(shown: bool, total: int | None) -> Iterator[Any]:
     """Yield a function that is told how many more examples are done."""
     if not shown:
         yield lambda count: None

@@ -288,9 +288,9 @@ def _augment(images: npt.NDArray[Any], shift: int, flip: bool, random: np.random
     if shift:
         # One offset per batch would be cheaper, but then a batch is hardly more varied than one image.
         padded = np.pad(images, [(0, 0), (shift, shift), (shift, shift), (0, 0)])
-        windows = np.lib.stride_tricks.sliding_window_view(padded, images.shape[1:3], (1, 2))
-        down, right = random.integers(0, 2 * shift + 1, (2, count))
-        images = windows[np.arange(count), down, right].transpose(0, 2, 3, 1)
+        down, right = random.integers(0, 2 * shift + 1, (2, count, 1, 1))
+        rows, columns = np.arange(images.shape[1])[:, None], np.arange(images.shape[2])
+        images = padded[np.arange(count)[:, None, None], down + rows, right + columns]
     return images
 
 
