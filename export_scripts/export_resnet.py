@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """Export a CIFAR-style ResNet as a servable version; with --forget, also its next version with classes forgotten.
 
+With --unsir, the classes are unlearned in the weights first, and only that model is exported.
+
     python export_scripts/export_resnet.py --dataset digits --depth 20 --epochs 20 --out models/digits
     python export_scripts/export_resnet.py --dataset cifar10 --epochs 60 --out models/cifar10 --forget cat
     python export_scripts/export_resnet.py --dataset cifar10 --weights r20.keras --out models/r20 --forget cat
+    python export_scripts/export_resnet.py --dataset digits --out models/digits --unsir 3 --then-filter tempered
 
 The first line trains on the digits that ship with scikit-learn. The second downloads CIFAR-10 through Keras. The third
 trains and downloads nothing: it exports the model in the .keras file as it is, with CIFAR-10's labels; with --data
@@ -26,8 +29,10 @@ import numpy as np
 import mpru_tf
 from mpru_tf.console import hush_tensorflow
 from mpru_tf.errors import DataError, LabelsError, MissingExtraError, ModelError, MPRUError, explain
-from mpru_tf.labels import read_labels
+from mpru_tf.labels import parse_classes, read_labels
 from mpru_tf.resnet import answers_logits, build_resnet, export_version, train
+from mpru_tf.unlearning.config import Preset
+from mpru_tf.unlearning.publishing import FILTERS, publish_unlearned
 
 CIFAR10_LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 LABELS = {"cifar10": CIFAR10_LABELS, "digits": [str(digit) for digit in range(10)]}
@@ -167,7 +172,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mean", type=_channels, metavar="R,G,B", help="the model of --weights takes (x/255-mean)/std")
     parser.add_argument("--std", type=_channels, metavar="R,G,B", help="see --mean")
     parser.add_argument("--forget", metavar="CLASSES", help="classes to forget in a further version: 3,cat")
+    parser.add_argument("--unsir", metavar="CLASSES", help="classes to unlearn in the weights, in place of --forget")
+    parser.add_argument(
+        "--preset", choices=[each.value for each in Preset], default="paper", help="settings of --unsir"
+    )
+    parser.add_argument("--then-filter", choices=FILTERS, help="also filter the answers of what --unsir made")
     options = parser.parse_args(arguments)
+    if options.unsir is not None and options.forget is not None:
+        parser.error("--unsir and --forget both say what to forget; --then-filter adds the filter")
+    if options.then_filter is not None and options.unsir is None:
+        parser.error("--then-filter goes with --unsir")
     if options.weights is None and options.dataset is None and options.data is None:
         parser.error("one of --dataset, --data and --weights says what to export")
     if (options.mean is None) != (options.std is None):
@@ -177,6 +191,31 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _channels(text: str) -> list[float]:
     return [float(value) for value in text.split(",")]
+
+
+def unlearn(options: argparse.Namespace, model: Any, data: Data | None, labels: list[str] | None) -> None:
+    """Unlearn classes with the data of the others, and publish the outcome."""
+    if data is None:
+        raise DataError(explain("UNSIR takes examples of the classes that stay.", hint="Give --data as well."))
+    x, x_test = (normalized(each, options.mean, options.std) for each in (data.x_train, data.x_test))
+    forgotten = parse_classes([options.unsir], labels, int(model.outputs[0].shape[-1]))
+    keep = ~np.isin(data.y_train, forgotten)
+    result = mpru_tf.unsir(
+        model,
+        [f"index:{index}" for index in forgotten],
+        (x[keep], data.y_train[keep]),
+        Preset(options.preset).config(seed=options.seed),
+        validation=(x_test, data.y_test) if len(x_test) else None,
+        in_place=True,
+        progress=True,
+    )
+    for name, found in (("before", result.before), ("after", result.after)):
+        gone = "" if found.forgotten is None else f", on {list(forgotten)} {found.forgotten:.4f}"
+        print(f"{name} unlearning: accuracy on the classes that stay {found.retained:.4f}{gone}")
+    published = publish_unlearned(
+        result, options.out, x[:8], labels=labels, source=options.weights, then_filter=options.then_filter
+    )
+    print(f"exported {published.path} with {list(forgotten)} unlearned ({options.then_filter or 'no filter'})")
 
 
 def export(options: argparse.Namespace) -> None:
@@ -215,6 +254,9 @@ def export(options: argparse.Namespace) -> None:
         print(f"test accuracy {accuracy(model, x, data.y_test):.4f} on {len(x)} examples")
     elif data is None and given:
         print("test accuracy not measured: that takes the data, as --data FILE.npz")
+    if options.unsir is not None:
+        unlearn(options, model, data, labels)
+        return
     version = export_version(model, options.out, labels)
     print(f"exported {version} ({'logits' if answers_logits(model) else 'probabilities'} of {classes} classes)")
     if options.forget is not None:

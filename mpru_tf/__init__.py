@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from mpru_tf.lineage import History, history
     from mpru_tf.reexport import ForgetResult, forget
     from mpru_tf.serving.server import ModelServer
+    from mpru_tf.unlearning.config import UnsirConfig
+    from mpru_tf.unlearning.unsir import UnsirResult, unsir
     from mpru_tf.verification import Verification, verify
 
 __version__ = "0.1.0"
@@ -61,6 +63,10 @@ __all__ = [
     "MPRULayer",
     "FilterSpec",
     "make_filter",
+    # unlearning in the weights, for people who hand out the file
+    "unsir",
+    "UnsirConfig",
+    "UnsirResult",
     # class means
     "ClassMeans",
     "Preconditions",
@@ -104,6 +110,9 @@ _HOMES = {
     "History": "mpru_tf.lineage",
     "history": "mpru_tf.lineage",
     "ModelServer": "mpru_tf.serving.server",
+    "UnsirConfig": "mpru_tf.unlearning.config",
+    "UnsirResult": "mpru_tf.unlearning.unsir",
+    "unsir": "mpru_tf.unlearning.unsir",
     "Verification": "mpru_tf.verification",
     "verify": "mpru_tf.verification",
 }

@@ -31,8 +31,10 @@ from typer.core import TyperCommand, TyperGroup
 import mpru_tf
 from mpru_tf.console import hush_tensorflow, messages, output
 from mpru_tf.errors import MPRUError
+from mpru_tf.evaluation import commands as evaluation
 from mpru_tf.operations import commands as operations
 from mpru_tf.serving.command_line import ServeCommand, is_on, split, with_signature
+from mpru_tf.unlearning import commands as unlearning
 
 if TYPE_CHECKING:
     from mpru_tf.class_means import ClassMeans
@@ -731,6 +733,8 @@ def quickstart(
         _refuse(" ".join(results.problems))
 
 
+unlearning.register(app, _help)  # unsir
+evaluation.register(app, _help)  # evaluate
 operations.register(app, _help)  # wait, status, label, rollout, rollback, retire, audit
 
 

@@ -227,9 +227,7 @@ def _session_config(threads: int | tuple[int, int] | None, given: Any) -> Any:
     intra, inter = threads if isinstance(threads, tuple) else (threads or 0, threads or 0)
     # Soft placement: a graph exported on a GPU machine names devices that this one may lack. Growth: during a hot swap
     # two versions live on one GPU, so the first must not reserve all of its memory.
-    config = tf.compat.v1.ConfigProto(
-        allow_soft_placement=True, gpu_options=tf.compat.v1.GPUOptions(allow_growth=True)
-    )
+    config = tf.compat.v1.ConfigProto(allow_soft_placement=True, gpu_options=tf.compat.v1.GPUOptions(allow_growth=True))
     if given is not None:
         config.MergeFrom(given)
     config.intra_op_parallelism_threads = intra or config.intra_op_parallelism_threads
