@@ -18,7 +18,7 @@ FIND_PYTHON = for candidate in $(if $(PYTHON),"$(PYTHON)",python3.12 python3.11 
 		>/dev/null 2>&1; then echo "$$candidate"; break; fi; done
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-servers test-tfdf fuzz lint format bench bench-serving bench-trees zoo wheel clean
+.PHONY: help quickstart test test-servers test-tfdf fuzz lint format bench bench-serving bench-trees experiment zoo wheel clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -64,6 +64,11 @@ bench-serving: $(VENV)/.installed-test ## 100,000 requests over 20 swaps, and re
 bench-trees: ## measure converted trees against XGBoost, TF-DF and treelite (COVERTYPE=file.npz, or downloaded)
 	@$(MAKE) --no-print-directory VENV=$(TFDF_VENV) '$(TFDF_VENV)/.installed-trees,bench'
 	$(TFDF_VENV)/bin/python benchmarks/trees.py $(if $(COVERTYPE),--data "$(COVERTYPE)")
+
+experiment: $(VENV)/.installed-test ## train with and without classes, compare (DATASET=covertype DATA=file.npz TRAINING=...)
+	@if [ -z "$(DATASET)" ]; then echo "make experiment wants DATASET=covertype, cifar10 or cifar100" >&2; exit 2; fi
+	$(BIN)/python benchmarks/experiments.py $(DATASET) --answers "$(or $(ANSWERS),build/$(DATASET))" \
+	$(if $(DATA),--data "$(DATA)") $(TRAINING)
 
 zoo: $(if $(ZOO),$(VENV)/.installed-test) ## forget each class of every model of a directory in turn (ZOO=folder)
 	@if [ -z "$(ZOO)" ]; then \

@@ -59,6 +59,24 @@ CPU time for one request of one example, as a ratio to a bare `session.run` (1.0
 |---|---|---|
 {rows}"""
 
+_EXPERIMENTS = """
+
+Against models retrained without the class (KL(retrained || answers) in nats, on test examples; the paper's figures, of
+its own models, in brackets where it has published them; +- is the standard error over forgotten classes):
+
+{tables}
+
+{times}{waiting}"""
+
+_COLUMNS = (
+    "kl_forgotten",
+    "kl_retained",
+    "accuracy_difference_retained",
+    "mse_within_bound",
+    "membership_confidence",
+    "nearest_class",
+)
+
 _CONTENDERS = {
     "ops": "`ops`",
     "tfdf": "`tfdf`",
@@ -96,7 +114,59 @@ def render_reexport() -> str:
 
 def render() -> str:
     """The section between the marks."""
-    return render_reexport() + render_serving() + render_trees(result("trees"))
+    return render_reexport() + render_experiments() + render_serving() + render_trees(result("trees"))
+
+
+def render_experiments() -> str:
+    """The part about retrained models."""
+    paper = result("paper")
+    measured = {name: result(name) for name in paper if (RESULTS / f"{name}.json").is_file()}
+    tables = [_experiment(values, paper[name]) for name, values in measured.items()]
+    times = "; ".join(
+        f"{_titles(name)}: {values['runtime']['ratio']:.2f} times a masked softmax in NumPy, 1 / "
+        f"{values['runtime']['retraining_ratio']:,.0f} of retraining (paper: 1 / "
+        f"{paper[name]['retraining_seconds'] / paper[name]['seconds']:,.0f})"
+        for name, values in measured.items()
+    )
+    missing = [_titles(name) for name in paper if name != "source" and name not in measured]
+    return _EXPERIMENTS.format(
+        tables="\n\n".join(tables),
+        times=f"Time for a whole test set: {times}.",
+        waiting=f" Not run yet, for want of an accelerator: {', '.join(missing)}." if missing else "",
+    )
+
+
+def _titles(name: str) -> str:
+    return {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "covertype": "Covertype"}[name]
+
+
+def _experiment(values: dict[str, Any], paper: dict[str, Any]) -> str:
+    """One experiment as a table of methods."""
+
+    def cell(part: dict[str, Any], key: str) -> str:
+        if key not in part:
+            return ""
+        return f"{part[key]['mean']:.3f} +- {part[key]['error']:.3f}"
+
+    def published(key: str) -> str:
+        found = paper.get(key)
+        return "" if found is None else f" ({' to '.join(f'{each:.3f}' for each in found)})"
+
+    mean, model = values["mean"], values["model"]
+    described = f"XGBoost of depth {model['depth']}" if "xgboost" in model else f"ResNet-{model['depth']}"
+    lines = [
+        f"**{_titles(values['experiment'])}**, {described}, test accuracy {values['test_accuracy']:.3f}, forgotten in "
+        f"turn: {', '.join(values['classes'])}; seeds {len(values['seeds'])} x {len(values['retrain_seeds'])}.",
+        "",
+        f"| answers | KL forgotten{published('kl_forgotten')} | KL retained{published('kl_retained')} | accuracy "
+        f"retained, difference | MSE <= {values['mse_bound']:g} (0.72) | membership AUC | nearest-class AUC |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rows = {"retrained, another seed": mean["floor"] | mean["retrained"], **mean["methods"]}
+    for name, part in rows.items():
+        cells = [cell(part, key) for key in _COLUMNS]
+        lines.append(f"| {name if name.startswith('retr') else f'`{name}`'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def render_serving() -> str:

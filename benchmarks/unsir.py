@@ -33,10 +33,11 @@ from mpru_tf.evaluation import weights
 from mpru_tf.unlearning.config import Preset
 
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-FORGET_LISTS = ((3,), (0, 2), (0, 2, 3, 5))
+FORGET_LISTS = ((0, 2), (3,), (0, 2, 3, 5))
 COMPARED = 3
+MOST_ASKED = 300  # examples of the compared class, after each step of relearning
 RETRAINING_EPOCHS = 60  # what export_resnet.py's example asks for
-ALPHA = 0.1
+ALPHAS = (0.1, 0.2, 0.5)
 console = Console(stderr=True)
 
 
@@ -107,17 +108,32 @@ def left_in_weights(model: Any, original: Any, data: Data, per_class: int) -> di
     probe = weights.linear_probe(
         (weights.penultimate(model, x), y), (weights.penultimate(model, data.x_test), data.y_test), [COMPARED]
     )
-    x_f, y_f = data.of([COMPARED])
+    x_f, y_f = (each[:MOST_ASKED] for each in data.of([COMPARED]))
     was = float((probabilities(original, x_f).argmax(-1) == y_f).mean())
-    relearning = weights.relearn_time(model, (x, y), (x_f, y_f), was, alpha=ALPHA)
+    relearning = weights.relearn_time(model, (x, y), (x_f, y_f), was, alpha=min(ALPHAS))
     distance = weights.weight_distance(model, original)
     return {
         "largest_forgotten_probability": float(probabilities(model, data.x_test)[:, COMPARED].max()),
         "forgotten_top1": float((probabilities(model, x_f).argmax(-1) == y_f).mean()),
         "probe": probe.to_dict(),
-        "relearning": relearning.to_dict(),
-        "weight_distance": distance.to_dict(),
+        "relearning": summary(relearning.accuracies, was),
+        "weight_distance": {"whole": distance.whole, "largest": max(distance.layers.values())},
     }
+
+
+def summary(accuracies: Any, was: float) -> dict[str, Any]:
+    """Steps until the class was back to within each alpha, and how far it came."""
+    back = {alpha: [i for i, each in enumerate(accuracies) if each >= (1 - alpha) * was] for alpha in ALPHAS}
+    steps = {str(alpha): found[0] if found else None for alpha, found in back.items()}
+    return {"steps_within": steps, "steps_tried": len(accuracies) - 1, "best_top1": max(accuracies), "was": was}
+
+
+def anamnesis(compared: dict[str, Any], alpha: str) -> dict[str, Any]:
+    """The anamnesis index of each row."""
+    steps = {name: row["relearning"]["steps_within"][alpha] for name, row in compared.items()}
+    took = {name: weights.Relearning(each, 0.0, ()) for name, each in steps.items()}
+    index = {name: weights.anamnesis_index(each, took["retrained"]) for name, each in took.items()}
+    return {name: "infinite" if value == np.inf else value for name, value in index.items()}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -134,12 +150,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
     original = load(args.model)
-    if "original" not in compared:
-        keep(compared, "original", left_in_weights(original, original, data, args.per_class_probed))
     for preset in args.presets:
+        to_compare, after = None, f"unsir, {preset}"
         for forgotten in FORGET_LISTS:
             name = f"{','.join(map(str, forgotten))} {preset}"
-            after = f"unsir, {preset}"
             wanted = forgotten == (COMPARED,) and after not in compared
             if name in rows and not wanted:
                 continue
@@ -147,13 +161,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             model, row = unlearn(original, data, forgotten, preset)
             keep(rows, name, row)
             if wanted:
-                keep(compared, after, left_in_weights(model, original, data, args.per_class_probed))
+                to_compare = model
+        if to_compare is not None:
+            keep(compared, after, left_in_weights(to_compare, original, data, args.per_class_probed))
+    if "original" not in compared:
+        keep(compared, "original", left_in_weights(original, original, data, args.per_class_probed))
     if args.retrained is not None and "retrained" not in compared:
         keep(compared, "retrained", left_in_weights(load(args.retrained), original, data, args.per_class_probed))
     if "retrained" in compared:
-        took = {name: weights.Relearning(row["relearning"]["steps"], 0, ()) for name, row in compared.items()}
-        index = {name: weights.anamnesis_index(each, took["retrained"]) for name, each in took.items()}
-        keep(results, "anamnesis_index", {name: "infinite" if v == np.inf else v for name, v in index.items()})
+        keep(results, "anamnesis_index", {str(alpha): anamnesis(compared, str(alpha)) for alpha in ALPHAS})
     return results
 
 
@@ -187,12 +203,13 @@ def show(results: dict[str, Any]) -> None:
     shown = Console()
     shown.print(table)
     table = Table(title=f"class {COMPARED}: what protects what")
-    for heading in ("weights", "filter", "largest probability", "probe, AUC", "balanced", "relearn steps", "distance"):
+    relearn = f"relearn steps, to {' / '.join(f'{1 - alpha:.0%}' for alpha in ALPHAS)}"
+    for heading in ("weights", "filter", "largest probability", "probe, AUC", "balanced", relearn, "distance"):
         table.add_column(heading, justify="right")
     for name, row in results["left_in_weights"].items():
-        steps = row["relearning"]["steps"]
+        steps = ["never" if n is None else str(n) for n in row["relearning"]["steps_within"].values()]
         rest = (f"{row['probe']['auc']:.3f}", f"{row['probe']['balanced_accuracy']:.3f}")
-        rest += ("never" if steps is None else str(steps), f"{row['weight_distance']['whole']:.3f}")
+        rest += (" / ".join(steps), f"{row['weight_distance']['whole']:.3f}")
         table.add_row(name, "no", f"{row['largest_forgotten_probability']:.4f}", *rest)
         if name != "retrained":
             # A filter answers exactly 0 and leaves the weights as they are: all else is as without it.

@@ -174,7 +174,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--forget", metavar="CLASSES", help="classes to forget in a further version: 3,cat")
     parser.add_argument("--unsir", metavar="CLASSES", help="classes to unlearn in the weights, in place of --forget")
     parser.add_argument(
-        "--preset", choices=[each.value for each in Preset], default="paper", help="settings of --unsir"
+        "--preset", choices=[each.value for each in Preset], default="gentle", help="settings of --unsir"
     )
     parser.add_argument("--then-filter", choices=FILTERS, help="also filter the answers of what --unsir made")
     options = parser.parse_args(arguments)

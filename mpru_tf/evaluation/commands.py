@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from mpru_tf.command_line import add
 from mpru_tf.console import output
 
 _MORE = "Compared with"
@@ -161,11 +162,6 @@ _EXAMPLES = (
 )
 
 
-def register(app: typer.Typer, lay_out_help: Callable[..., str]) -> None:
-    """Put the command on a command line.
-
-    Args:
-        app: the command line.
-        lay_out_help: makes a command's help of its docstring and examples.
-    """
-    app.command("evaluate", help=lay_out_help(evaluate.__doc__, *_EXAMPLES))(evaluate)
+def register(app: typer.Typer) -> None:
+    """Put the command on a command line."""
+    add(app, evaluate, *_EXAMPLES)

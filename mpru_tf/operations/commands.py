@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from mpru_tf.command_line import JsonOption, add, new_group, print_json
 from mpru_tf.console import messages, output
 
 FOUND = 3
@@ -55,7 +54,6 @@ RemembersOption = Annotated[
     bool,
     typer.Option("--i-know-it-remembers", help="Also a version that answers a class that is forgotten in another one."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object in place of the tables.")]
 LabelArgument = Annotated[str, typer.Argument(metavar="LABEL", show_default=False)]
 VersionArgument = Annotated[int, typer.Argument(metavar="VERSION", show_default=False)]
 
@@ -81,7 +79,7 @@ def wait(
     with _server(server, model, ca) as asked:
         waited = wait_until_available(asked, version, timeout, progress=_say)
     if as_json:
-        _print_json(waited.to_dict())
+        print_json(waited.to_dict())
     else:
         typer.echo(f"version {waited.version} of {model} is AVAILABLE, after {waited.seconds:.1f} s")
 
@@ -111,7 +109,7 @@ def status(
     with _server(server, model, ca) as asked:
         seen = ask(asked, tuple(labels))
     if as_json:
-        _print_json(seen.to_dict())
+        print_json(seen.to_dict())
         return
     table = Table("version", "state", "labels", "error", title=escape(f"{model} at {server}"), title_style="bold")
     for one in seen.versions:
@@ -185,7 +183,7 @@ def _label(
             progress=_say,
         )
     if as_json:
-        _print_json(change.to_dict())
+        print_json(change.to_dict())
     else:
         before = "a new label" if change.before is None else f"version {change.before} before"
         typer.echo(f"label {label} stands for version {version} ({before})")
@@ -269,7 +267,7 @@ def rollout(
             **options,
         )
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
         return
     console = output()
     console.print(f"version {result.version} is rolled out", style="bold green", highlight=False)
@@ -320,7 +318,7 @@ def rollback(
             progress=_say,
         )
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
         return
     console = output()
     if result.label is not None:
@@ -380,7 +378,7 @@ def retire(
             progress=_say,
         )
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
         return
     console = output()
     would = "would leave" if dry_run else "left"
@@ -434,7 +432,7 @@ def audit(
             progress=_silent if quiet else _say,
         )
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
     else:
         if not quiet:
             _show_audit(result)
@@ -482,62 +480,34 @@ def _silent(phrase: str) -> None:
     """Progress for nobody."""
 
 
-def _print_json(value: Mapping[str, Any]) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
 _AT = "--server localhost:8500 --model resnet"
-_COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
-    (wait, "wait", (f"mpru-tf wait {_AT} --version 2", f"mpru-tf wait {_AT} --version 2 --timeout 60")),
-    (status, "status", (f"mpru-tf status {_AT}", f"mpru-tf status {_AT} --json | jq '.versions[].state'")),
-    (
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands on a command line."""
+    add(app, wait, f"mpru-tf wait {_AT} --version 2", f"mpru-tf wait {_AT} --version 2 --timeout 60")
+    add(app, status, f"mpru-tf status {_AT}", f"mpru-tf status {_AT} --json | jq '.versions[].state'")
+    set_canary = f"mpru-tf label set canary 2 {_AT} --config models.config"
+    group = new_group("Set and move the labels of versions.", set_canary)
+    add(group, set_label, set_canary, name="set")
+    add(group, move_label, f"mpru-tf label move stable 2 {_AT} --config models.config", name="move")
+    app.add_typer(group, name="label")
+    add(
+        app,
         rollout,
-        "rollout",
-        (
-            f"mpru-tf rollout models/resnet {_AT} --classes cat --config models.config",
-            f"mpru-tf rollout models/resnet {_AT} --version 3 --samples samples.npz",
-        ),
-    ),
-    (
-        rollback,
-        "rollback",
-        (
-            f"mpru-tf rollback models/resnet --to 2 {_AT}",
-            f"mpru-tf rollback models/resnet --to 2 {_AT} --config models.config",
-        ),
-    ),
-    (
-        retire,
-        "retire",
-        (f"mpru-tf retire models/resnet {_AT}", "mpru-tf retire models/resnet --older-than 3 --to /archive/resnet"),
-    ),
-    (
-        audit,
-        "audit",
-        (f"mpru-tf audit models/resnet {_AT}", f"mpru-tf audit models/resnet {_AT} --quiet || alert"),
-    ),
-)
-_LABEL_COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
-    (set_label, "set", (f"mpru-tf label set canary 2 {_AT} --config models.config",)),
-    (move_label, "move", (f"mpru-tf label move stable 2 {_AT} --config models.config",)),
-)
-
-
-def register(app: typer.Typer, lay_out_help: Callable[..., str]) -> None:
-    """Put the commands on a command line.
-
-    Args:
-        app: the command line.
-        lay_out_help: makes a command's help of its docstring and examples.
-    """
-    group = typer.Typer(
-        no_args_is_help=True,
-        rich_markup_mode="rich",
-        help=lay_out_help("Set and move the labels of versions.", _LABEL_COMMANDS[0][2][0]),
+        f"mpru-tf rollout models/resnet {_AT} --classes cat --config models.config",
+        f"mpru-tf rollout models/resnet {_AT} --version 3 --samples samples.npz",
     )
-    for function, name, examples in _LABEL_COMMANDS:
-        group.command(name, help=lay_out_help(function.__doc__, *examples))(function)
-    for function, name, examples in _COMMANDS:
-        app.command(name, help=lay_out_help(function.__doc__, *examples))(function)
-        if function is status:
-            app.add_typer(group, name="label")
+    add(
+        app,
+        rollback,
+        f"mpru-tf rollback models/resnet --to 2 {_AT}",
+        f"mpru-tf rollback models/resnet --to 2 {_AT} --config models.config",
+    )
+    add(
+        app,
+        retire,
+        f"mpru-tf retire models/resnet {_AT}",
+        "mpru-tf retire models/resnet --older-than 3 --to /archive/resnet",
+    )
+    add(app, audit, f"mpru-tf audit models/resnet {_AT}", f"mpru-tf audit models/resnet {_AT} --quiet || alert")

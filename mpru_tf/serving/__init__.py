@@ -6,6 +6,7 @@ Production uses the real one. Its public API documentation and behaviour are the
 ===================  ===================================================================================================
 ``server``           ModelServer: puts the rooms below together, starts and stops them
 ``options``, ``command_line``    every flag once, and how it is written
+``commands``         ``mpru-tf serve``
 ``config``, ``messages``         the text protos of the real server
 ``catalogue``        the list of models, and its replacement
 ``source``           which version directories lie in the base path, polled; the version policy

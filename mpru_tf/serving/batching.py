@@ -129,16 +129,47 @@ class _Batch:
 class _Queue:
     """What waits for one step with inputs of one shape."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, parameters: BatchingParameters) -> None:
         self.step = step
+        self.parameters = parameters
         self.batches: deque[_Batch] = deque()
+
+    def left(self, batch: _Batch, now: float) -> float:
+        """How long a batch still waits for company, in seconds."""
+        return batch.born + self.parameters.batch_timeout_micros / 1e6 - now
+
+    def compute(self, tasks: Sequence[_Task]) -> None:
+        """Answer these together."""
+        size = sum(task.size for task in tasks)
+        padding = self.parameters.padded(size) - size
+        if len(tasks) == 1 and not padding:
+            outputs = self.step(*tasks[0].feeds)
+        else:
+            inputs = zip(*(task.feeds for task in tasks), strict=True)
+            outputs = self.step(
+                *(_joined(arrays, padding, self.parameters.pad_variable_length_inputs) for arrays in inputs)
+            )
+        for output in outputs:
+            if output.ndim == 0:
+                raise tf.errors.FailedPreconditionError(None, None, "Batched output tensor has 0 dimensions")
+            if output.shape[0] != size + padding:
+                raise tf.errors.FailedPreconditionError(
+                    None,
+                    None,
+                    "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the "
+                    "input tensors",
+                )
+        start = 0
+        for task in tasks:
+            task.outputs = [output[start : start + task.size] for output in outputs]
+            start += task.size
 
 
 class Batcher:
     """The threads that answer batches, shared by all models of a server.
 
     Args:
-        parameters: sizes and times.
+        parameters: number of threads; sizes and times of models that have none of their own.
     """
 
     def __init__(self, parameters: BatchingParameters) -> None:
@@ -161,13 +192,16 @@ class Batcher:
         for thread in self._threads:
             thread.join()
 
-    def run(self, key: Any, step: Step, feeds: Sequence[Array]) -> list[Array]:
+    def run(
+        self, key: Any, step: Step, feeds: Sequence[Array], parameters: BatchingParameters | None = None
+    ) -> list[Array]:
         """Answer one request, together with others of the same key.
 
         Args:
             key: requests of different keys are never joined.
             step: computes a batch.
             feeds: its inputs, all with the same number of rows.
+            parameters: sizes and times of this model; None for those of the batcher.
 
         Returns:
             Its own rows of each output.
@@ -179,20 +213,20 @@ class Batcher:
             tf.errors.OpError: what the graph itself objects to.
         """
         size = _rows(feeds)
-        most = self.parameters.batch_size
-        if size > self.parameters.max_batch_size:
+        parameters = parameters or self.parameters
+        most = parameters.batch_size
+        if size > parameters.max_batch_size:
             raise tf.errors.InvalidArgumentError(
-                None,
-                None,
-                f"Task size {size} is larger than maximum input batch size {self.parameters.max_batch_size}",
+                None, None, f"Task size {size} is larger than maximum input batch size {parameters.max_batch_size}"
             )
         if size <= most:
             tasks = [_Task(feeds, size)]
         else:
             starts = range(0, size, most)
             tasks = [_Task([feed[i : i + most] for feed in feeds], min(most, size - i)) for i in starts]
-        shapes = tuple((feed.dtype.kind, feed.ndim if self._pads else feed.shape[1:]) for feed in feeds)
-        self._enqueue((key, shapes), step, tasks)
+        pads = parameters.pad_variable_length_inputs
+        shapes = tuple((feed.dtype.kind, feed.ndim if pads else feed.shape[1:]) for feed in feeds)
+        self._enqueue((key, shapes), step, tasks, parameters)
         for task in tasks:
             task.done.wait()
         for task in tasks:
@@ -202,23 +236,19 @@ class Batcher:
             return tasks[0].outputs
         return [np.concatenate(parts) for parts in zip(*(task.outputs for task in tasks), strict=True)]
 
-    @property
-    def _pads(self) -> bool:
-        return self.parameters.pad_variable_length_inputs
-
-    def _enqueue(self, key: Any, step: Step, tasks: Sequence[_Task]) -> None:
-        most = self.parameters.batch_size
+    def _enqueue(self, key: Any, step: Step, tasks: Sequence[_Task], parameters: BatchingParameters) -> None:
+        most = parameters.batch_size
         with self._changed:
             queue = self._queues.get(key)
             waiting = len(queue.batches) if queue is not None else 0
             room = most - queue.batches[-1].size if queue is not None else 0
             needed = sum(task.size > room for task in tasks[:1]) + len(tasks) - 1
-            if waiting + needed > self.parameters.max_enqueued_batches or self._stopped:
+            if waiting + needed > parameters.max_enqueued_batches or self._stopped:
                 raise tf.errors.UnavailableError(
                     None, None, "The batch scheduling queue to which this task was submitted is full"
                 )
             if queue is None:
-                queue = self._queues[key] = _Queue(step)
+                queue = self._queues[key] = _Queue(step, parameters)
             for task in tasks:
                 if not queue.batches or queue.batches[-1].size + task.size > most:
                     queue.batches.append(_Batch(time.monotonic()))
@@ -237,36 +267,33 @@ class Batcher:
                     self._changed.notify()  # there may be work for another thread
             self._answer(*ready)
 
-    def _take(self) -> tuple[Step, _Batch] | None:
+    def _take(self) -> tuple[_Queue, _Batch] | None:
         now = time.monotonic()
         for key, queue in self._queues.items():
             batch = queue.batches[0]
-            is_closed = len(queue.batches) > 1 or batch.size >= self.parameters.batch_size or self._stopped
-            if is_closed or self._left(batch, now) <= 0:
+            is_closed = len(queue.batches) > 1 or batch.size >= queue.parameters.batch_size or self._stopped
+            if is_closed or queue.left(batch, now) <= 0:
                 queue.batches.popleft()
                 if queue.batches:
                     self._queues.move_to_end(key)  # the others have their turn first
                 else:
                     del self._queues[key]
-                return queue.step, batch
+                return queue, batch
         return None
 
     def _pause(self) -> float | None:
         now = time.monotonic()
-        return min((max(self._left(queue.batches[0], now), 0.0) for queue in self._queues.values()), default=None)
+        return min((max(queue.left(queue.batches[0], now), 0.0) for queue in self._queues.values()), default=None)
 
-    def _left(self, batch: _Batch, now: float) -> float:
-        return batch.born + self.parameters.batch_timeout_micros / 1e6 - now
-
-    def _answer(self, step: Step, batch: _Batch) -> None:
+    def _answer(self, queue: _Queue, batch: _Batch) -> None:
         tasks = batch.tasks
         try:
-            self._compute(step, tasks)
+            queue.compute(tasks)
         except Exception as error:  # noqa: BLE001, whoever waits for an answer gets it
             if len(tasks) > 1 and isinstance(error, tf.errors.OpError):
                 # One request may have spoilt it for all. The real server refuses them all; here each is tried alone.
                 for task in tasks:
-                    self._answer_alone(step, task)
+                    self._answer_alone(queue, task)
             else:
                 for task in tasks:
                     task.error = error
@@ -274,34 +301,11 @@ class Batcher:
             for task in tasks:
                 task.done.set()
 
-    def _answer_alone(self, step: Step, task: _Task) -> None:
+    def _answer_alone(self, queue: _Queue, task: _Task) -> None:
         try:
-            self._compute(step, [task])
+            queue.compute([task])
         except Exception as error:  # noqa: BLE001, as above
             task.error = error
-
-    def _compute(self, step: Step, tasks: Sequence[_Task]) -> None:
-        size = sum(task.size for task in tasks)
-        padding = self.parameters.padded(size) - size
-        if len(tasks) == 1 and not padding:
-            outputs = step(*tasks[0].feeds)
-        else:
-            inputs = zip(*(task.feeds for task in tasks), strict=True)
-            outputs = step(*(_joined(arrays, padding, self._pads) for arrays in inputs))
-        for output in outputs:
-            if output.ndim == 0:
-                raise tf.errors.FailedPreconditionError(None, None, "Batched output tensor has 0 dimensions")
-            if output.shape[0] != size + padding:
-                raise tf.errors.FailedPreconditionError(
-                    None,
-                    None,
-                    "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the "
-                    "input tensors",
-                )
-        start = 0
-        for task in tasks:
-            task.outputs = [output[start : start + task.size] for output in outputs]
-            start += task.size
 
 
 class BatchedModel:
@@ -310,11 +314,13 @@ class BatchedModel:
     Args:
         model: the loaded SavedModel.
         batcher: joins its requests.
+        parameters: sizes and times of its own, if it has any.
     """
 
-    def __init__(self, model: LoadedModel, batcher: Batcher) -> None:
+    def __init__(self, model: LoadedModel, batcher: Batcher, parameters: BatchingParameters | None = None) -> None:
         self._model = model
         self._batcher = batcher
+        self._parameters = parameters
         self._steps: dict[tuple[str, tuple[str, ...]], Step] = {}
 
     def step(self, signature_name: str, outputs: tuple[str, ...]) -> Step:
@@ -327,7 +333,7 @@ class BatchedModel:
 
     def _batched(self, key: tuple[str, tuple[str, ...]], step: Step) -> Step:
         def run(*feeds: Array) -> list[Array]:
-            return self._batcher.run((id(self), key), step, feeds)
+            return self._batcher.run((id(self), key), step, feeds, self._parameters)
 
         return run
 

@@ -13,8 +13,10 @@ import grpc
 
 from mpru_tf.errors import CorruptModelError
 from mpru_tf.saved_model.session import LoadedModel
-from mpru_tf.serving.batching import BatchedModel, Batcher
+from mpru_tf.serving.batching import BatchedModel, Batcher, BatchingParameters
+from mpru_tf.serving.config import read_text_proto
 from mpru_tf.serving.manager import ServableManager
+from mpru_tf.serving.messages import message_type
 from mpru_tf.serving.metrics import Metrics
 from mpru_tf.serving.prediction_service import (
     answer_classify,
@@ -27,6 +29,8 @@ from mpru_tf.serving.status import RequestError, invalid_argument
 from mpru_tf.warmup import MOST_RECORDS, WARMUP_FILE, read_warmup
 
 logger = logging.getLogger(__name__)
+
+BATCHING_PARAMETERS = "batching_params.pbtxt"
 
 #: What answers each kind of log.
 _ANSWERS = {
@@ -50,6 +54,7 @@ class Loading:
 
     Attributes:
         batcher: joins the requests of what is loaded, warm-up included; ``None`` leaves each by itself.
+        per_model_batching: only those of versions with a file of batching parameters, as that says.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Loading:
         self._iterations = max(iterations, 1)
         self._config = config
         self.batcher: Batcher | None = None
+        self.per_model_batching = False
 
     def __call__(self, name: str, version: int, version_dir: Path) -> Servable:
         """Load a version and make it ready.
@@ -83,15 +89,25 @@ class Loading:
             raise
         self._metrics.load_attempt(version_dir, "success")
         self._metrics.load_latency(version_dir, time.perf_counter() - start)
-        if self.batcher is not None:
-            servable.model = cast(LoadedModel, BatchedModel(servable.model, self.batcher))
-        if self._warm_up:
-            try:
+        try:
+            if self.batcher is not None:
+                servable.model = self._batched(servable.model, version_dir, self.batcher)
+            if self._warm_up:
                 self._replay(servable, version_dir)
-            except BaseException:
-                servable.close()
-                raise
+        except BaseException:
+            servable.close()
+            raise
         return servable
+
+    def _batched(self, model: LoadedModel, version_dir: Path, batcher: Batcher) -> LoadedModel:
+        parameters = None
+        if self.per_model_batching:
+            path = version_dir / BATCHING_PARAMETERS
+            if not path.is_file():
+                return model
+            message = read_text_proto(path, message_type("tensorflow.serving.BatchingParameters")())
+            parameters = BatchingParameters.from_message(message)
+        return cast(LoadedModel, BatchedModel(model, batcher, parameters))
 
     def _replay(self, servable: Servable, version_dir: Path) -> None:
         path = version_dir / WARMUP_FILE

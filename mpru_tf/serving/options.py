@@ -83,6 +83,9 @@ class ServerOptions:
     tensorflow_session_config_file: str = _flag("", _RUNNING, "ConfigProto as text, for the sessions.", "FILE")
     enable_batching: bool = _flag(False, _RUNNING, "Join requests of one signature and answer them together.")
     batching_parameters_file: str = _flag("", _RUNNING, "BatchingParameters as text.", "FILE")
+    enable_per_model_batching_parameters: bool = _flag(
+        False, _RUNNING, "Batch only versions with a batching_params.pbtxt, as it says; threads stay those of the file."
+    )
 
     def check(self) -> None:
         """Refuse combinations that the real server refuses as well.
@@ -108,6 +111,12 @@ class ServerOptions:
                     "--batching_parameters_file is set without --enable_batching.",
                     received=self.batching_parameters_file,
                     valid="both, or neither",
+                )
+            )
+        if self.enable_per_model_batching_parameters and not self.enable_batching:
+            raise ServingError(
+                explain(
+                    "--enable_per_model_batching_parameters is set without --enable_batching.", valid="both, or neither"
                 )
             )
         if (

@@ -152,6 +152,7 @@ class ModelServer:
                 _require_free(self.host, port)  # before minutes are spent on loading
         if options.enable_batching:
             self._loading.batcher = Batcher(_batching_parameters(options))
+            self._loading.per_model_batching = options.enable_per_model_batching_parameters
         names = self._catalogue.replace(config)
         self._catalogue.start()
         self._catalogue.wait_until_available(names, lambda: not self._stop_asked.is_set(), timeout)

@@ -261,10 +261,36 @@ def test_a_server_that_batches_answers_as_one_that_does_not(
                 assert {spec.version.value} == set(outputs["version"].tolist()) == set(outputs["y"].ravel().tolist())
 
 
+def test_parameters_of_a_model_of_its_own(publish: Publish, running: Running, batching_file: str) -> None:
+    own = publish(1)
+    (own / "batching_params.pbtxt").write_text("max_batch_size { value: 5 } allowed_batch_sizes: 5")
+    files = {"batching_parameters_file": batching_file, "enable_per_model_batching_parameters": True}
+    with running(enable_batching=True, **files) as (_, client):
+        assert client.predict(client.request(x=np.ones([3, 3], np.float32)))[1]["y"].shape == (3, 3)
+        assert client.refusal(client.request(x=np.zeros([6, 3], np.float32))) == (
+            Code.INVALID_ARGUMENT,
+            "Task size 6 is larger than maximum input batch size 5",
+        )
+        publish(2)  # without such a file: not batched at all
+        client.wait_for(v2="AVAILABLE", v1="END")
+        assert client.predict(client.request(x=np.ones([9, 3], np.float32)))[1]["y"].shape == (9, 3)
+
+
+def test_bad_parameters_of_a_model_end_its_version(publish: Publish, running: Running) -> None:
+    publish(1)
+    with running(enable_batching=True, enable_per_model_batching_parameters=True) as (_, client):
+        staged = publish(2, "staged-2")
+        (staged / "batching_params.pbtxt").write_text("max_batch_size { value: 0 }")
+        staged.rename(staged.with_name("2"))
+        client.wait_for(v2="END", v1="AVAILABLE")
+
+
 def test_parameters_without_batching_are_refused(publish: Publish, tmp_path: Path, batching_file: str) -> None:
     publish(1)
     with pytest.raises(ServingError, match="without --enable_batching"):
         ModelServer(tmp_path / "model", port=0, batching_parameters_file=batching_file).start()
+    with pytest.raises(ServingError, match="without --enable_batching"):
+        ModelServer(tmp_path / "model", port=0, enable_per_model_batching_parameters=True).start()
     Path(batching_file).write_text("max_batch_size: 8")
     with pytest.raises(ServingError, match="Invalid protobuf file"):
         ModelServer(tmp_path / "model", port=0, enable_batching=True, batching_parameters_file=batching_file).start()

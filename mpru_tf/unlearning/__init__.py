@@ -1,0 +1,1 @@
+"""Unlearning in the weights, for those who must hand out the file: UNSIR (noise, impair, repair), and publishing."""

@@ -1,0 +1,119 @@
+"""What happened at each step: kept, shown as bars, and written as CSV or for TensorBoard on request."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step.
+
+    Attributes:
+        phase: 'noise', 'impair' or 'repair'.
+        step: its number in that phase, from 1.
+        loss: before the step.
+        label: the class that noise was learned for.
+        retained_accuracy: after the step, where it was looked at.
+    """
+
+    phase: str
+    step: int
+    loss: float
+    label: int | None = None
+    retained_accuracy: float | None = None
+
+
+class History:
+    """Keeps rows; as a context, closes what it wrote to. What has happened is written on failures too."""
+
+    def __init__(
+        self, csv_file: str | os.PathLike[str] | None, tensorboard: str | os.PathLike[str] | None, progress: bool
+    ) -> None:
+        self._rows: list[Row] = []
+        self._csv, self._tensorboard, self._progress = csv_file, tensorboard, progress
+        self._phase, self._bar = "", _nowhere
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All steps so far."""
+        return tuple(self._rows)
+
+    def steps(self, phase: str) -> int:
+        """How many steps a phase has taken."""
+        return sum(row.phase == phase for row in self._rows)
+
+    def add(self, loss: float, label: int | None = None) -> None:
+        """Note a step of the present phase."""
+        self._rows.append(Row(self._phase, self.steps(self._phase) + 1, loss, label))
+        self._bar(loss)
+
+    def note(self, retained_accuracy: float) -> None:
+        """Note what was found after the last step."""
+        self._rows[-1] = replace(self._rows[-1], retained_accuracy=retained_accuracy)
+
+    @contextmanager
+    def phase(self, name: str, steps: int) -> Iterator[None]:
+        """While it lasts, steps belong to this phase."""
+        self._phase = name
+        with ExitStack() as stack:
+            if self._progress:
+                self._bar = stack.enter_context(_bar(name, steps))
+            try:
+                yield
+            finally:
+                self._bar = _nowhere
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._csv is not None:
+            path = Path(self._csv)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                names = [entry.name for entry in fields(Row)]
+                writer = csv.writer(file)
+                writer.writerow(names)
+                writer.writerows([getattr(row, name) for name in names] for row in self._rows)
+        if self._tensorboard is not None:
+            self._write_events(Path(self._tensorboard))
+
+    def _write_events(self, folder: Path) -> None:
+        import tensorflow as tf
+
+        writer = tf.summary.create_file_writer(str(folder))
+        with writer.as_default():
+            for row in self._rows:
+                name = row.phase if row.label is None else f"{row.phase}/class_{row.label}"
+                tf.summary.scalar(f"{name}/loss", row.loss, step=row.step)
+                if row.retained_accuracy is not None:
+                    tf.summary.scalar(f"{name}/retained_accuracy", row.retained_accuracy, step=row.step)
+        writer.close()
+
+
+def _nowhere(loss: float) -> None:
+    """A step that nobody watches."""
+
+
+@contextmanager
+def _bar(name: str, steps: int) -> Iterator[Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from mpru_tf.console import messages
+
+    columns = (
+        TextColumn(f"{name:<6}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=messages()) as shown:
+        task = shown.add_task(name, total=steps, loss="")
+        yield lambda loss: shown.update(task, advance=1, loss=f"loss {loss:.3f}")
