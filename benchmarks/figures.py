@@ -14,6 +14,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
+METHOD = HERE.parent / "docs" / "method.md"
 BEGIN = "<!-- figures: written by benchmarks/figures.py from benchmarks/results -->"
 END = "<!-- end of figures -->"
 
@@ -206,6 +207,37 @@ def render_trees(trees: dict[str, Any]) -> str:
     )
 
 
+def render_method() -> str:
+    """The figures of docs/method.md: one table per data set."""
+    return "\n\n".join(_rules(name, seen) for name, seen in result("redistribution").items())
+
+
+def _rules(name: str, seen: dict[str, Any]) -> str:
+    lines = [
+        f"**{_titles(name)}**, classes {', '.join(map(str, seen['classes']))}",
+        "",
+        "| rule | numbers | retained: KL | excess | forgotten: KL | excess |",
+        "|---|---|---|---|---|---|",
+    ]
+    for rule, ways in seen["rules"].items():
+        of_others, of_all = ways["other classes"], ways["all folders"]
+        if not of_all["numbers"]:
+            lines.append(f"| {rule} | none | {_distances(of_all)} |")
+            continue
+        shared = ", ".join(f"{number:.2f}" for number in of_all["numbers"])
+        lines.append(f"| {rule} | of other classes | {_distances(of_others)} |")
+        lines.append(f"| | of all data sets: {shared} | {_distances(of_all)} |")
+    return "\n".join(lines)
+
+
+def _distances(values: dict[str, Any]) -> str:
+    cells = []
+    for side in ("retained", "forgotten"):
+        excess = f"excess_{side}"
+        cells += [f"{values[f'kl_{side}']:.4f}", f"{values[excess]:.4f} +- {values['errors'][excess]:.4f}"]
+    return " | ".join(cells)
+
+
 def save(values: dict[str, Any], out: Path) -> None:
     """Write what a benchmark measured and, if that is one of the results kept here, what README shows of it."""
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -214,12 +246,18 @@ def save(values: dict[str, Any], out: Path) -> None:
         update()
 
 
-def update(readme: Path = README) -> None:
-    """Put the figures between README's marks."""
-    text = readme.read_text(encoding="utf-8")
+def update() -> None:
+    """Put the figures between the marks of each page."""
+    for page, figures in ((README, render()), (METHOD, render_method())):
+        put(figures, page)
+
+
+def put(figures: str, page: Path) -> None:
+    """Put figures between a page's marks."""
+    text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}\n{render()}\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n{figures}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def main() -> None:
             title=f"{name}: classes {seen['classes']}, KL(retrained || rule) less that of two retrained models"
         )
         for heading in ("rule", "numbers from", "retained", "excess", "forgotten", "excess", "numbers"):
-            table.add_column(heading)
+            table.add_column(heading, no_wrap=True)
         for rule, ways in seen["rules"].items():
             for way, values in ways.items():
                 numbers = values["numbers"]

@@ -23,16 +23,17 @@ def figures() -> Any:
 
 def test_figures_are_what_the_results_say() -> None:
     module = figures()
-    shown = README.split(module.BEGIN)[1].split(module.END)[0].strip()
-    assert shown == module.render(), "run `python benchmarks/figures.py`"
+    for page, expected in ((module.README, module.render()), (module.METHOD, module.render_method())):
+        shown = page.read_text(encoding="utf-8").split(module.BEGIN)[1].split(module.END)[0].strip()
+        assert shown == expected, f"{page.name}: run `python benchmarks/figures.py`"
 
 
 def test_figures_are_written_between_the_marks_alone(tmp_path: Path) -> None:
     module = figures()
     copy = tmp_path / "README.md"
     copy.write_text(f"before\n{module.BEGIN}\n99 times faster\n{module.END}\nafter\n", encoding="utf-8")
-    module.update(copy)
-    assert copy.read_text(encoding="utf-8") == f"before\n{module.BEGIN}\n{module.render()}\n{module.END}\nafter\n"
+    module.put("3 times faster", copy)
+    assert copy.read_text(encoding="utf-8") == f"before\n{module.BEGIN}\n3 times faster\n{module.END}\nafter\n"
 
 
 def test_what_the_project_promises_of_a_forgotten_class_is_what_was_measured() -> None:
