@@ -51,6 +51,7 @@ class Judge:
             "calibration_error_retained": (
                 metrics.calibration_error(p[self.kept], y[self.kept]) if self.kept.any() else None
             ),
+            "zrf": self.randomness(p),
             "retained": None if reference is None else self.distance(p, reference, self.kept),
             "forgotten": None if reference is None else self.distance(p, reference, self.gone),
             "to_original": {"retained": self.distance(p, self.original, self.kept)},
@@ -64,6 +65,12 @@ class Judge:
     def distance(self, p: Floats, reference: Floats, rows: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
         """How far ``p`` is from a reference on some of the examples; None if there are none."""
         return metrics.distance(p[rows], reference[rows]).to_dict() if rows.any() else None
+
+    def randomness(self, p: Floats) -> float | None:
+        """The ZRF score on examples of forgotten classes; the model that learned nothing answers all classes alike."""
+        return (
+            metrics.zrf(p[self.gone], np.full((int(self.gone.sum()), self.n), 1 / self.n)) if self.gone.any() else None
+        )
 
     def membership(self, p: Floats, p_train: Floats | None, *, forgotten: bool, curves: bool) -> dict[str, Any] | None:
         """Whether answers tell training examples (members) from test examples, of forgotten or of retained classes."""

@@ -207,7 +207,7 @@ def _against_retraining(evaluation: Values) -> str:
 
 _NOTHING: Values = {
     **dict.fromkeys(("retained", "forgotten", "membership", "nearest_class", "accuracy_retained")),
-    **dict.fromkeys(("accuracy_forgotten", "calibration_error_retained")),
+    **dict.fromkeys(("accuracy_forgotten", "calibration_error_retained", "zrf")),
     "to_original": {"retained": None},
 }
 
@@ -235,6 +235,8 @@ def _columns(evaluation: Values) -> list[Column]:
         ("KL", "retained", "the same on examples of retained classes.", of("retained", "kl"), _number),
         ("agreement", "forgotten", "share of these examples that get the class that the retrained model gives them.",
          of("forgotten", "agreement"), _percent),
+        ("ZRF", "forgotten", "zero-retrain-forgetting score: 1 is knowing nothing about these examples; best is what the "
+         "retrained model has.", lambda one: one["zrf"], _number),
         ("accuracy", "retained", "share of examples of retained classes that are taken for what they are.",
          lambda one: one["accuracy_retained"], _percent),
         ("accuracy", "forgotten", "the same of forgotten classes; a filter makes it 0, whatever else it does.",

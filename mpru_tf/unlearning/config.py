@@ -91,7 +91,11 @@ class UnsirConfig:
 
     @classmethod
     def gentle(cls, **changes: Any) -> UnsirConfig:
-        """A tuned preset that costs the retained classes less: a tenth of the learning rates, and three repairs.
+        """A tuned preset that costs the retained classes less: much lower learning rates, and three epochs of repair.
+
+        On a CIFAR-10 ResNet-20 (accuracy 0.92) that forgets classes 0 and 2, accuracy on the forgotten classes goes
+        from 0.889 to 0.000 and on the others from 0.921 to 0.894 (5,000 test examples, one seed;
+        benchmarks/unsir.py). The paper's rates cost that small network 0.32 for one class.
 
         Args:
             changes: settings to have otherwise.
@@ -103,7 +107,7 @@ class UnsirConfig:
         return asdict(self)
 
 
-_GENTLE = {"impair_learning_rate": 0.003, "repair_learning_rate": 0.001, "repair_epochs": 3}
+_GENTLE = {"impair_learning_rate": 0.005, "repair_learning_rate": 0.001, "repair_epochs": 3}
 
 
 class Preset(str, enum.Enum):

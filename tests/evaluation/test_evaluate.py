@@ -62,6 +62,8 @@ def test_figures_are_those_of_the_answers(world: World, evaluation: dict[str, An
     assert found["accuracy_retained"] == pytest.approx((ours.argmax(1) == y)[~gone].mean())
     by_hand = [((ours.argmax(1) == c) & gone).sum() / gone.sum() for c in range(CLASSES)]
     assert found["destinations"] == [pytest.approx(by_hand)]
+    assert found["zrf"] == pytest.approx(metrics.zrf(ours[gone], np.full_like(ours[gone], 1 / CLASSES)))
+    assert found["zrf"] > evaluation["answers"]["unfiltered"]["zrf"]
     assert found["class_kl"][FORGOTTEN] == pytest.approx(found["forgotten"]["kl"])
     assert evaluation["answers"]["unfiltered"]["accuracy_forgotten"] == pytest.approx((p.argmax(1) == y)[gone].mean())
     second = softmax(answers_of(world.second, x))
