@@ -68,9 +68,8 @@ class Judge:
 
     def randomness(self, p: Floats) -> float | None:
         """The ZRF score on examples of forgotten classes; the model that learned nothing answers all classes alike."""
-        return (
-            metrics.zrf(p[self.gone], np.full((int(self.gone.sum()), self.n), 1 / self.n)) if self.gone.any() else None
-        )
+        rows = p[self.gone]
+        return metrics.zrf(rows, np.full_like(rows, 1 / self.n)) if len(rows) else None
 
     def membership(self, p: Floats, p_train: Floats | None, *, forgotten: bool, curves: bool) -> dict[str, Any] | None:
         """Whether answers tell training examples (members) from test examples, of forgotten or of retained classes."""

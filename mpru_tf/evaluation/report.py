@@ -235,8 +235,8 @@ def _columns(evaluation: Values) -> list[Column]:
         ("KL", "retained", "the same on examples of retained classes.", of("retained", "kl"), _number),
         ("agreement", "forgotten", "share of these examples that get the class that the retrained model gives them.",
          of("forgotten", "agreement"), _percent),
-        ("ZRF", "forgotten", "zero-retrain-forgetting score: 1 is knowing nothing about these examples; best is what the "
-         "retrained model has.", lambda one: one["zrf"], _number),
+        ("ZRF", "forgotten", "zero-retrain-forgetting score: 1 is knowing nothing about these examples; best is what "
+         "the retrained model has.", lambda one: one["zrf"], _number),
         ("accuracy", "retained", "share of examples of retained classes that are taken for what they are.",
          lambda one: one["accuracy_retained"], _percent),
         ("accuracy", "forgotten", "the same of forgotten classes; a filter makes it 0, whatever else it does.",

@@ -145,7 +145,8 @@ class TestVerdictTable:
         for one in bare["answers"].values():
             one |= dict.fromkeys(("retained", "forgotten", "class_kl", "membership", "membership_retained"))
         head, *rows = self.rows(bare)
-        assert head == ["answers", "accuracyretained", "accuracyforgotten", "calibrationretained", "movedretained"]
+        of_retained = ["accuracyretained", "accuracyforgotten", "calibrationretained", "movedretained"]
+        assert head == ["answers", "ZRFforgotten", *of_retained]
         assert rows[0][0].startswith("version 2")
         assert rows[-1][0].startswith("unfiltered")
         text = page(bare)
