@@ -17,6 +17,7 @@ from mpru_tf.saved_model.graph import is_for_clients
 from mpru_tf.saved_model.score_site import Choice, ScoreSite, SeenTensor
 from mpru_tf.saved_model.sites import survey
 from mpru_tf.saved_model.splice import unsplice
+from mpru_tf.unlearning.record import unlearned_in
 from mpru_tf.versions import find_version
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Inspection:
         labels_where: where they were found or, without labels, what stood against taking any; None if there are none.
         forgotten: indices of the classes forgotten in this version.
         method: the filter's method, None in an unfiltered version.
+        unlearned: indices of the classes that :func:`mpru_tf.unsir` unlearned in the weights, by their record.
         refusal: why no class could be forgotten in this model; None if one could.
     """
 
@@ -53,6 +55,7 @@ class Inspection:
     labels_where: str | None
     forgotten: tuple[int, ...]
     method: str | None
+    unlearned: tuple[int, ...]
     refusal: str | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,6 +70,7 @@ class Inspection:
             "labels_where": self.labels_where,
             "forgotten": list(self.forgotten),
             "method": self.method,
+            "unlearned": list(self.unlearned),
             "refusal": self.refusal,
         }
 
@@ -92,7 +96,7 @@ def inspect(
         CorruptModelError: it is damaged or incomplete.
         UnsupportedModelError: it is stored in a form that is not read. (A model that *can* be read but has no class
             scores is no error here: see :attr:`Inspection.refusal`.)
-        ManifestError: it carries a manifest that cannot be read.
+        ManifestError: it carries a manifest, or a record of UNSIR, that cannot be read or is about other weights.
     """
     found = find_version(model)
     bundle = bundles.read(found.path)
@@ -118,6 +122,7 @@ def inspect(
             labels_where=where,
             forgotten=manifest.forgotten if manifest is not None else (),
             method=manifest.method if manifest is not None else None,
+            unlearned=unlearned_in(found.path),
             refusal=str(refusal) if refusal is not None else None,
         )
 

@@ -28,6 +28,7 @@ from mpru_tf.saved_model.leaks import LeakGate, refuse, score_family
 from mpru_tf.saved_model.score_site import ScoreSite, SitePoint
 from mpru_tf.saved_model.sites import survey
 from mpru_tf.saved_model.splice import Splice, filter_alone
+from mpru_tf.unlearning.record import unlearned_in
 from mpru_tf.versions import find_version
 from mpru_tf.warmup_replay import WARM_UP
 
@@ -82,6 +83,16 @@ def verify(version_dir: str | os.PathLike[str], full: bool = False, load_check: 
     """
     directory = find_version(version_dir).path
     manifest = read_manifest(directory)
+    unlearned = unlearned_in(directory)
+    if manifest is None and unlearned:
+        raise ManifestError(
+            explain(
+                "Classes were unlearned in this version's weights, but nothing filters its answers: there is nothing "
+                "to verify.",
+                received=f"{directory}, classes {', '.join(map(str, unlearned))}",
+                hint="See what it answers with `mpru-tf evaluate`, or have it filtered with `mpru-tf forget`.",
+            )
+        )
     if manifest is None:
         raise ManifestError(
             explain(

@@ -17,6 +17,10 @@ from typer.testing import CliRunner
 
 import mpru_tf
 from mpru_tf.cli import app
+from mpru_tf.errors import ManifestError
+from mpru_tf.evaluation.evaluate import evaluate
+from mpru_tf.evaluation.report import page
+from mpru_tf.resnet import export_version
 from mpru_tf.unlearning.record import read_record
 
 SCRIPT = Path(__file__).parents[1] / "export_scripts" / "export_resnet.py"
@@ -80,7 +84,29 @@ def test_says_what_it_does_not_protect(folder: Path, tmp_path: Path) -> None:
     done = run(*given(folder, tmp_path / "base"), "--classes", "2")
     assert done.exit_code == 0, done.output
     assert "may still be predicted" in " ".join(done.stdout.split())
-    assert not (tmp_path / "base" / "1" / "assets.extra" / "mpru_manifest.json").exists()
+    version = tmp_path / "base" / "1"
+    assert not (version / "assets.extra" / "mpru_manifest.json").exists()
+    found = mpru_tf.inspect(version)
+    assert (found.unlearned, found.forgotten) == ((2,), ())
+    with pytest.raises(ManifestError, match="unlearned in this version's weights"):
+        mpru_tf.verify(version)
+    shown = CliRunner().invoke(app, ["inspect", str(version)])
+    assert "unlearned in the weights: 2" in shown.stdout
+
+
+def test_a_report_about_unlearned_weights(folder: Path, tmp_path: Path) -> None:
+    first = export_version(keras.models.load_model(folder / "model.keras"), tmp_path / "base")
+    assert run(*given(folder, tmp_path / "plain"), "--classes", "2").exit_code == 0
+    assert run(*given(folder, tmp_path / "both"), "--classes", "2", "--then-filter", "tempered").exit_code == 0
+    for base, method, limit in (
+        ("plain", "UNSIR in the weights, no filter", "guarantees nothing"),
+        ("both", "UNSIR in the weights, and on top a filter: tempered", "by construction of the filter"),
+    ):
+        evaluation = evaluate(first, tmp_path / base, folder / "all.npz")
+        assert evaluation["forgotten"] == evaluation["unlearned"]["unlearned_in_weights"] == [2]
+        assert method in page(evaluation)
+        assert any(limit in sentence for sentence in evaluation["limits"])
+        assert not any("still hold the class" in sentence for sentence in evaluation["limits"])
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,9 @@ def _show_inspection(inspection: Inspection) -> None:
         tree.add(Text(forgotten, style="magenta"))
     else:
         tree.add("nothing forgotten")
+    if inspection.unlearned:
+        names = None if labels is None else [labels[index] for index in inspection.unlearned]
+        tree.add(Text(f"unlearned in the weights: {named(inspection.unlearned, names)}", style="magenta"))
     console.print(tree, highlight=False)
 
 

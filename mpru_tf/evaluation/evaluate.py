@@ -98,7 +98,7 @@ def evaluate(
     names = versions[UNFILTERED].labels if labels is None else tuple(read_labels(Path(labels)))
     if names is not None and len(names) != n:
         raise LabelsError(explain("The labels do not fit the model.", received=len(names), valid=f"{n} labels"))
-    forgotten = _forgotten(manifest, classes, names, n, versions[UNLEARNED].path)
+    forgotten = _forgotten(manifest, classes, names, n, versions[UNLEARNED])
     test, train = _examples(data, train_data, n)
     means = class_means if class_means is None or isinstance(class_means, ClassMeans) else ClassMeans.load(class_means)
     files: dict[str, Path] = {}
@@ -208,10 +208,11 @@ def _forgotten(
     classes: Sequence[str | SupportsIndex],
     names: Sequence[str] | None,
     n: int,
-    path: Path,
+    unlearned: Inspection,
 ) -> tuple[int, ...]:
     said = parse_classes(classes, names, n) if classes else None
-    recorded = manifest.forgotten if manifest is not None else None
+    path = unlearned.path
+    recorded = manifest.forgotten if manifest is not None else unlearned.unlearned or None
     if manifest is not None and manifest.classes != n:
         raise ManifestError(
             explain(
@@ -226,7 +227,7 @@ def _forgotten(
                 f"{path} forgets other classes than were named.",
                 received=", ".join(map(str, said)),
                 valid=", ".join(map(str, recorded)),
-                hint="Leave --classes away: the manifest knows them.",
+                hint="Leave --classes away: the version knows them.",
             )
         )
     forgotten = recorded if recorded is not None else said
@@ -268,6 +269,7 @@ def _described(version: Inspection) -> dict[str, Any]:
         "created": None if manifest is None else manifest.created,
         "method": None if manifest is None else manifest.method,
         "temperature": None if manifest is None else manifest.temperature,
+        "unlearned_in_weights": list(version.unlearned),
         "changed": [] if manifest is None else manifest.mismatches(version.path),
         "answers": False,
     }

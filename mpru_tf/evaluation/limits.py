@@ -19,12 +19,21 @@ def limits(evaluation: Mapping[str, Any], is_filter: bool, means_warning: str | 
         odd: what is odd about the versions.
     """
     told = list(odd)
-    if is_filter:
-        told += [
+    unlearned = bool(evaluation["unlearned"]["unlearned_in_weights"])
+    if unlearned:
+        told.append(
+            "UNSIR changed the weights, and guarantees nothing: only answers were looked at here, not whether the "
+            "weights learn the class again quickly (relearn time, anamnesis index) or tell it in their activations."
+        )
+    elif is_filter:
+        told.append(
             "The weights in the file still hold the class: the filter changes what is answered, and whoever holds the "
-            "file can take it off.",
-            "An accuracy of 0 on forgotten classes is so by construction of the filter and proves nothing by itself.",
-        ]
+            "file can take it off."
+        )
+    if is_filter:
+        told.append(
+            "An accuracy of 0 on forgotten classes is so by construction of the filter and proves nothing by itself."
+        )
     if evaluation["retrained"] is None:
         told.append(
             "No retrained model was given: how near the answers are to those of a model that never saw the classes, "
@@ -59,7 +68,7 @@ def limits(evaluation: Mapping[str, Any], is_filter: bool, means_warning: str | 
         "The attack on the nearest class is our own formalisation of MIA-NN (Wang, Ebrahimpour-Boroojeny, Sundaram, "
         "arXiv 2506.20893), with a linear attacker."
     )
-    if is_filter:
+    if is_filter and not unlearned:
         told.append(
             "Relearn time and the anamnesis index measure how fast weights learn a class again. A filter leaves the "
             "weights as they are, so these do not apply to it."

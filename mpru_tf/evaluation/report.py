@@ -115,17 +115,23 @@ def _verdict(evaluation: Values) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- sections
-def _facts(evaluation: Values) -> str:
-    data, unlearned = evaluation["data"], evaluation["unlearned"]
-    gone = sum(data["per_class"][c] for c in evaluation["forgotten"])
+def _method(evaluation: Values) -> str:
     method = evaluation["method"]
     if method is not None and evaluation["temperature"] is not None:
         method = f"{method}, temperature {evaluation['temperature']:g}"
+    if not evaluation["unlearned"]["unlearned_in_weights"]:
+        return method or "not a filter of ours (no manifest)"
+    return f"UNSIR in the weights, and on top a filter: {method}" if method else "UNSIR in the weights, no filter"
+
+
+def _facts(evaluation: Values) -> str:
+    data, unlearned = evaluation["data"], evaluation["unlearned"]
+    gone = sum(data["per_class"][c] for c in evaluation["forgotten"])
     names = [_class(evaluation, c) for c in evaluation["forgotten"]]
     listed = ", ".join(names[:_LISTED]) + (f", and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
     facts: list[tuple[str, str]] = [
         ("Forgotten", f"{_text(listed)}; {len(names)} of {evaluation['classes']} classes"),
-        ("Method", _text(method) if method is not None else "not a filter of ours (no manifest)"),
+        ("Method", _text(_method(evaluation))),
         ("Version judged", _source(unlearned)),
         ("Original", _source(evaluation["original"])),
     ]

@@ -47,6 +47,16 @@ def write_record(version_dir: Path, result: Mapping[str, Any], source: Mapping[s
     )
 
 
+def unlearned_in(version_dir: Path) -> tuple[int, ...]:
+    """The classes that were unlearned in the weights of a version directory, ascending; none without a record.
+
+    Raises:
+        ManifestError: as :func:`read_record`.
+    """
+    record = read_record(version_dir)
+    return () if record is None else tuple(sorted(record["forgotten"]))
+
+
 def read_record(version_dir: Path) -> dict[str, Any] | None:
     """The record of a version directory; None where no class was unlearned by us.
 
