@@ -162,7 +162,8 @@ def _experiment(values: dict[str, Any], paper: dict[str, Any]) -> str:
         f"turn: {', '.join(values['classes'])}; seeds {len(values['seeds'])} x {len(values['retrain_seeds'])}.",
         "",
         f"| answers | KL forgotten{published('kl_forgotten')} | KL retained{published('kl_retained')} | accuracy "
-        f"retained, difference{published('accuracy_difference_retained')} | MSE <= {values['mse_bound']:g} (0.72) | membership AUC | nearest-class AUC |",
+        f"retained, difference{published('accuracy_difference_retained')} | MSE <= {values['mse_bound']:g} "
+        f"({paper['mse_share']:.2f}) | membership AUC | nearest-class AUC |",
         "|---|---|---|---|---|---|---|",
     ]
     rows = {"retrained, another seed": mean["floor"] | mean["retrained"], **mean["methods"]}
