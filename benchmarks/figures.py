@@ -69,6 +69,22 @@ its own models, in brackets where it has published them; +- is the standard erro
 
 {times}{waiting}"""
 
+_UNSIR = """
+
+UNSIR on a CIFAR-10 ResNet-20 trained by others, on {tested:,} test images that no setting was tuned on; steps as a
+share of those of a retraining of {epochs} epochs:
+
+| forgotten | preset | forgotten, top-1 | retained, before | after | drop | share of a retraining |
+|---|---|---|---|---|---|---|
+{rows}
+
+What is left of class {compared} for whoever holds the file (a linear probe of the penultimate layer, and steps of
+fine-tuning on few examples until the class is back), with and without a filter on top:
+
+| weights | filter | largest probability of the class | probe, AUC | steps until back to {within} |
+|---|---|---|---|---|
+{left}"""
+
 _COLUMNS = (
     "kl_forgotten",
     "kl_retained",
@@ -115,7 +131,7 @@ def render_reexport() -> str:
 
 def render() -> str:
     """The section between the marks."""
-    return render_reexport() + render_experiments() + render_serving() + render_trees(result("trees"))
+    return render_reexport() + render_experiments() + render_unsir() + render_serving() + render_trees(result("trees"))
 
 
 def render_experiments() -> str:
@@ -134,6 +150,37 @@ def render_experiments() -> str:
         tables="\n\n".join(tables),
         times=f"Time for a whole test set: {times}.",
         waiting=f" Not run yet: {', '.join(missing)}, which want an accelerator or hours." if missing else "",
+    )
+
+
+def render_unsir() -> str:
+    """The part about unlearned weights."""
+    measured = result("unsir")
+    rows = [
+        f"| {', '.join(map(str, row['forgotten']))} | `{row['preset']}` | {row['after']['forgotten']:.4f} | "
+        f"{row['before']['retained']:.4f} | {row['after']['retained']:.4f} | {row['drop']:.4f} | "
+        f"{row['share_of_retraining']:.1%} |"
+        for row in measured["unlearned"].values()
+    ]
+    left = []
+    for name, row in measured["left_in_weights"].items():
+        steps = row["relearning"]["steps_within"]
+        tried = row["relearning"]["steps_tried"]
+        rest = f"{row['probe']['auc']:.3f} | " + " / ".join(
+            f"more than {tried}" if step is None else str(step) for step in steps.values()
+        )
+        left.append(f"| {name} | no | {row['largest_forgotten_probability']:.4f} | {rest} |")
+        if name != "retrained":
+            left.append(f"| {name} | yes | 0 | {rest} |")
+    anyone = next(iter(measured["left_in_weights"].values()))
+    within = [f"{1 - float(alpha):.0%}" for alpha in anyone["relearning"]["steps_within"]]
+    return _UNSIR.format(
+        tested=measured["test_examples"],
+        epochs=measured["retraining_epochs"],
+        rows="\n".join(rows),
+        compared=measured["compared"],
+        left="\n".join(left),
+        within=" / ".join(within),
     )
 
 

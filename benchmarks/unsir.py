@@ -142,6 +142,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     data = Data(args.data, args.per_class, args.tested)
     results: dict[str, Any] = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     results |= {"model": args.model.name, "test_examples": len(data.y_test), "retraining_epochs": RETRAINING_EPOCHS}
+    results["compared"] = COMPARED
     rows = results.setdefault("unlearned", {})
     compared = results.setdefault("left_in_weights", {})
 

@@ -10,7 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from sklearn import datasets
+from tensorflow.core.util import event_pb2
 
 import mpru_tf
 from mpru_tf import UnsirConfig, unsir
@@ -237,7 +239,11 @@ def test_history_is_written(trained: Any, digits: Any, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [float(row["loss"]) for row in rows] == [row.loss for row in result.history]
     assert {row["label"] for row in rows if row["phase"] == "noise"} == {"0", "2"}
-    assert list((tmp_path / "events").glob("events.out.tfevents.*"))
+    (events,) = (tmp_path / "events").glob("events.out.tfevents.*")
+    records = [event_pb2.Event.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(events))]
+    losses = [(value.tag, value.simple_value) for record in records for value in record.summary.value]
+    assert len(losses) == len(rows)
+    assert losses[0] == ("noise/class_0/loss", pytest.approx(result.history[0].loss))
     json.dumps(result.to_dict())
 
 
@@ -395,7 +401,7 @@ def test_published_without_a_filter_it_is_no_filtered_version(ways: Any, digits:
     np.testing.assert_allclose(answers, np.asarray(ways["softmax"].model(digits[2])), atol=1e-5)
     assert answers[:, 3].max() > 0
     assert mpru_tf.inspect(published.path).forgotten == ()
-    with pytest.raises(mpru_tf.ManifestError, match="no manifest"):
+    with pytest.raises(mpru_tf.ManifestError, match="nothing filters its answers"):
         mpru_tf.verify(published.path)
 
 

@@ -88,13 +88,16 @@ class History:
     def _write_events(self, folder: Path) -> None:
         import tensorflow as tf
 
-        writer = tf.summary.create_file_writer(str(folder))
-        with writer.as_default():
-            for row in self._rows:
-                name = row.phase if row.label is None else f"{row.phase}/class_{row.label}"
-                tf.summary.scalar(f"{name}/loss", row.loss, step=row.step)
-                if row.retained_accuracy is not None:
-                    tf.summary.scalar(f"{name}/retained_accuracy", row.retained_accuracy, step=row.step)
+        # tf.summary.scalar wants TensorBoard itself, which TensorFlow 2.21 no longer brings; this writer does not.
+        message = tf.compat.v1.Summary
+        with tf.Graph().as_default():
+            writer = tf.compat.v1.summary.FileWriter(str(folder))
+        for row in self._rows:
+            name = row.phase if row.label is None else f"{row.phase}/class_{row.label}"
+            values = [message.Value(tag=f"{name}/loss", simple_value=row.loss)]
+            if row.retained_accuracy is not None:
+                values.append(message.Value(tag=f"{name}/retained_accuracy", simple_value=row.retained_accuracy))
+            writer.add_summary(message(value=values), global_step=row.step)
         writer.close()
 
 
