@@ -155,6 +155,8 @@ def render_experiments() -> str:
 
 def render_unsir() -> str:
     """The part about unlearned weights."""
+    if not (RESULTS / "unsir.json").is_file():
+        return ""
     measured = result("unsir")
     rows = [
         f"| {', '.join(map(str, row['forgotten']))} | `{row['preset']}` | {row['after']['forgotten']:.4f} | "
