@@ -186,13 +186,15 @@ def _mean(values: list[dict[str, float]]) -> dict[str, float]:
 
 
 def summary(classes: dict[str, Any]) -> dict[str, Any]:
-    """Means over the forgotten classes, and their standard errors."""
+    """Means over the forgotten classes, and their standard errors; None where there is one class only."""
 
     def over(parts: list[dict[str, float]]) -> dict[str, Any]:
         return {
             key: {
                 "mean": statistics.fmean(part[key] for part in parts),
-                "error": statistics.stdev([part[key] for part in parts]) / len(parts) ** 0.5 if len(parts) > 1 else 0.0,
+                "error": statistics.stdev([part[key] for part in parts]) / len(parts) ** 0.5
+                if len(parts) > 1
+                else None,
             }
             for key in parts[0]
         }
@@ -212,6 +214,7 @@ def runtime(trained: Trained, c: int, rounds: int = 30) -> dict[str, float]:
     One thread each: NumPy's softmax has one. Both take the logits of the whole test set as one batch.
     """
     import tensorflow as tf
+    from tensorflow.core.protobuf import config_pb2
 
     from mpru_tf.layer import MPRULayer
 
@@ -222,8 +225,12 @@ def runtime(trained: Trained, c: int, rounds: int = 30) -> dict[str, float]:
         given = tf.compat.v1.placeholder(tf.float32, [None, trained.n])
         shown = tf.nn.softmax(layer(given))
     config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
+    # In the thread that calls: handing a request to a pool and waiting for it is no work of the filter's.
+    options = config_pb2.CallableOptions(
+        feed=[given.name], fetch=[shown.name], run_options=tf.compat.v1.RunOptions(inter_op_thread_pool=-1)
+    )
     with tf.compat.v1.Session(graph=graph, config=config) as session:
-        call = session.make_callable(shown, [given], accept_options=False)
+        call = session._make_callable_from_options(options)
 
         def masked_softmax(x: Array) -> Array:
             x = x.copy()

@@ -196,7 +196,8 @@ def _experiment(values: dict[str, Any], paper: dict[str, Any]) -> str:
     def cell(part: dict[str, Any], key: str) -> str:
         if key not in part:
             return ""
-        return f"{part[key]['mean']:.3f} +- {part[key]['error']:.3f}"
+        error = part[key]["error"]
+        return f"{part[key]['mean']:.3f}" + (f" +- {error:.3f}" if error is not None else "")
 
     def published(key: str) -> str:
         found = paper.get(key)
