@@ -273,13 +273,15 @@ def _rules(name: str, seen: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for rule, ways in seen["rules"].items():
-        of_others, of_all = ways["other classes"], ways["all folders"]
-        if not of_all["numbers"]:
-            lines.append(f"| {rule} | none | {_distances(of_all)} |")
-            continue
-        shared = ", ".join(f"{number:.2f}" for number in of_all["numbers"])
-        lines.append(f"| {rule} | of other classes | {_distances(of_others)} |")
-        lines.append(f"| | of all data sets: {shared} | {_distances(of_all)} |")
+        for way, values in ways.items():
+            numbers = values["numbers"]
+            if way == "other classes":
+                fitted = "of other classes" if any(numbers) else ""
+            else:
+                kind = {"all folders": "of all data sets", "as shipped": "as shipped"}[way]
+                fitted = f"{kind}: {', '.join(f'{number:.2f}' for number in numbers)}" if numbers else "none"
+            if fitted:
+                lines.append(f"| {rule} | {fitted} | {_distances(values)} |")
     return "\n".join(lines)
 
 
@@ -287,7 +289,8 @@ def _distances(values: dict[str, Any]) -> str:
     cells = []
     for side in ("retained", "forgotten"):
         excess = f"excess_{side}"
-        cells += [f"{values[f'kl_{side}']:.4f}", f"{values[excess]:.4f} +- {values['errors'][excess]:.4f}"]
+        error = f" +- {values['errors'][excess]:.4f}" if "errors" in values else ""
+        cells += [f"{values[f'kl_{side}']:.4f}", f"{values[excess]:.4f}{error}"]
     return " | ".join(cells)
 
 

@@ -36,6 +36,8 @@ from rich.progress import track
 from rich.table import Table
 from scipy.optimize import minimize
 
+from mpru_tf.filters import DEFAULT_TEMPERATURE
+
 TINY = 1e-30
 MOST_ROWS = 1000  # of each class that is fitted to
 
@@ -105,6 +107,7 @@ RULES: dict[str, tuple[Rule, Sequence[float], Sequence[tuple[float, float]]]] = 
     "calibrated and destinations": (calibrated_and_destinations, (1.5, 1.0, 0.05), ((1, 10), (0.7, 3), (0, 0.9))),
     "tilted": (tilted, (1.5, 0.1), ((1, 10), (0, 1))),
 }
+SHIPPED = {"tempered": [DEFAULT_TEMPERATURE]}
 
 
 # ------------------------------------------------------------------------------------------------------------ judgement
@@ -167,21 +170,23 @@ def cases(trained: Trained) -> list[Case]:
     return found
 
 
-def fit(of: Sequence[Case], name: str) -> list[float]:
-    """The numbers of a rule that suit these cases best."""
+def fit(of: Sequence[Sequence[Case]], name: str) -> list[float]:
+    """The numbers of a rule that suit these data sets best; each counts the same, however many cases it has."""
     rule, start, bounds = RULES[name]
     if not start:
         return []
 
     def loss(numbers: Array) -> float:
-        return statistics.fmean(sum(case.distances(rule, numbers)) for case in of)
+        return statistics.fmean(
+            statistics.fmean(sum(case.distances(rule, numbers)) for case in data_set) for data_set in of
+        )
 
     best = minimize(loss, start, method="Nelder-Mead", bounds=bounds, options={"xatol": 0.01, "fatol": 1e-4})
     return [float(number) for number in best.x]
 
 
 def judge(of: Sequence[Case], name: str, numbers: dict[int, list[float]]) -> dict[str, Any]:
-    """Mean distances and excesses over the cases, with standard errors over the classes."""
+    """Mean distances and excesses over the cases, with standard errors over the classes if there are several."""
     rule = RULES[name][0]
     per_class: dict[int, list[list[float]]] = {}
     for case in of:
@@ -189,11 +194,11 @@ def judge(of: Sequence[Case], name: str, numbers: dict[int, list[float]]) -> dic
         per_class.setdefault(case.c, []).append([*seen, seen[0] - floor[0], seen[1] - floor[1]])
     means = np.array([np.mean(values, axis=0) for values in per_class.values()])
     keys = ("kl_retained", "kl_forgotten", "excess_retained", "excess_forgotten")
-    error = means.std(axis=0, ddof=1) / len(means) ** 0.5 if len(means) > 1 else np.zeros(4)
-    return {
-        **dict(zip(keys, means.mean(axis=0).tolist(), strict=True)),
-        "errors": dict(zip(keys, error.tolist(), strict=True)),
-    }
+    result: dict[str, Any] = dict(zip(keys, means.mean(axis=0).tolist(), strict=True))
+    if len(means) > 1:
+        error = means.std(axis=0, ddof=1) / len(means) ** 0.5
+        result["errors"] = dict(zip(keys, error.tolist(), strict=True))
+    return result
 
 
 def main() -> None:
@@ -206,14 +211,17 @@ def main() -> None:
     result: dict[str, Any] = {name: {"classes": sorted({case.c for case in found})} for name, found in of.items()}
     console = Console(stderr=True)
     for rule in track(RULES, "fitting", console=console):
-        both = fit([case for found in of.values() for case in found], rule)
+        both = fit(list(of.values()), rule)
         for name, found in of.items():
             classes = {case.c for case in found}
-            others = {c: fit([case for case in found if case.c != c] or found, rule) for c in classes}
-            result[name].setdefault("rules", {})[rule] = {
-                "other classes": {**judge(found, rule, others), "numbers": {str(c): n for c, n in others.items()}},
-                "all folders": {**judge(found, rule, dict.fromkeys(classes, both)), "numbers": both},
-            }
+            ways = result[name].setdefault("rules", {}).setdefault(rule, {})
+            if len(classes) > 1:  # with one class there is nothing else to fit to
+                others = {c: fit([[case for case in found if case.c != c]], rule) for c in classes}
+                ways["other classes"] = {**judge(found, rule, others), "numbers": list(others.values())}
+            ways["all folders"] = {**judge(found, rule, dict.fromkeys(classes, both)), "numbers": both}
+            if rule in SHIPPED:
+                shipped = judge(found, rule, dict.fromkeys(classes, SHIPPED[rule]))
+                ways["as shipped"] = {**shipped, "numbers": SHIPPED[rule]}
     for name, seen in result.items():
         table = Table(
             title=f"{name}: classes {seen['classes']}, KL(retrained || rule) less that of two retrained models"
@@ -223,7 +231,7 @@ def main() -> None:
         for rule, ways in seen["rules"].items():
             for way, values in ways.items():
                 numbers = values["numbers"]
-                shown = np.mean(list(numbers.values()), axis=0) if isinstance(numbers, dict) else np.array(numbers)
+                shown = np.mean(numbers, axis=0) if way == "other classes" else np.array(numbers)
                 figures_of = [f"{values[key]:.4f}" for key in ("kl_retained", "excess_retained")]
                 figures_of += [f"{values[key]:.4f}" for key in ("kl_forgotten", "excess_forgotten")]
                 table.add_row(rule, way, *figures_of, " ".join(f"{number:.2f}" for number in shown))

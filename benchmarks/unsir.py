@@ -236,6 +236,7 @@ def main() -> None:
     started = time.perf_counter()
     results = measure(args)
     show(results)
+    figures.save(results, args.out)
     console.print(f"{time.perf_counter() - started:.0f} s")
 
 

@@ -13,7 +13,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import answers
 import experiments
+import redistribution
 from answers import Run
+
+from mpru_tf.filters import make_filter
 
 FORGOTTEN = 3
 
@@ -91,3 +94,44 @@ def test_nothing_to_measure(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit, match="no answers"):
         experiments.main()
+
+
+def test_rules_are_fitted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "rules.json"
+    monkeypatch.setattr(sys, "argv", ["redistribution.py", str(folder), "--out", str(out)])
+    redistribution.main()
+    rules = json.loads(out.read_text())[folder.name]["rules"]
+    assert list(rules) == list(redistribution.RULES)
+    assert rules["renormalize"]["all folders"]["numbers"] == []
+    assert all("other classes" not in ways for ways in rules.values())  # there is one class only
+    losses = {
+        (rule, way): values["kl_retained"] + values["kl_forgotten"]
+        for rule, ways in rules.items()
+        for way, values in ways.items()
+    }
+    fitted = losses["tempered", "all folders"]
+    assert fitted <= min(losses["tempered", "as shipped"], losses["renormalize", "all folders"]) + 1e-3
+    # What has a number more fits at least as well.
+    for rule in ("bent", "calibrated", "tempered and uniform", "tempered and destinations", "tilted"):
+        assert losses[rule, "all folders"] <= fitted + 5e-3
+
+
+@pytest.mark.parametrize("rule", redistribution.RULES)
+def test_rules_answer_distributions(rule: str) -> None:
+    p = np.random.default_rng(0).dirichlet(np.ones(5), 50)
+    p[0] = [0, 0, 1, 0, 0]
+    keep = np.arange(5) != 2
+    function, numbers, _ = redistribution.RULES[rule]
+    q = function(p, keep, np.array([0.25, 0.25, 0, 0.25, 0.25]), *numbers)
+    assert np.allclose(q.sum(-1), 1)
+    assert (q >= 0).all()
+    assert not q[:, 2].any()
+
+
+@pytest.mark.parametrize("rule", ["renormalize", "tempered"])
+def test_rules_are_those_of_the_filters(rule: str) -> None:
+    p = np.random.default_rng(1).dirichlet(np.ones(5), 50)
+    function, _, _ = redistribution.RULES[rule]
+    numbers = redistribution.SHIPPED.get(rule, [])
+    expected = make_filter(5, [2], rule).probabilities(p)
+    assert np.allclose(function(p, np.arange(5) != 2, np.full(5, 0.2), *numbers), expected, atol=1e-9)
