@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import client_as_users_write_it
-import grpc
 import pytest
 import tensorflow as tf
 
@@ -110,9 +109,11 @@ def start(command: list[str], tmp_path: Path) -> Iterator[Callable[..., Program]
 
             def is_up() -> bool:
                 assert process.poll() is None, log.read_text(errors="replace")
+                # Not by grpc.channel_ready_future: its thread goes on asking the channel for a while, and fails in
+                # public if that was closed meanwhile.
                 try:
-                    grpc.channel_ready_future(program.client.channel).result(timeout=1)
-                except grpc.FutureTimeoutError:
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                except OSError:
                     return False
                 return True
 

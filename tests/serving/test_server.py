@@ -350,7 +350,7 @@ def test_serving_in_the_foreground_ends_gracefully_on_sigterm(publish: Publish, 
     process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE)
     try:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            grpc.channel_ready_future(channel).result(60)
+            channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=60, wait_for_ready=True)
         process.terminate()
         errors = process.communicate(timeout=60)[1].decode()
     finally:
