@@ -36,6 +36,7 @@ from rich.progress import track
 from rich.table import Table
 from scipy.optimize import minimize
 
+from mpru_tf.evaluation import metrics
 from mpru_tf.filters import DEFAULT_TEMPERATURE
 
 TINY = 1e-30
@@ -132,19 +133,13 @@ class Case:
     def distances(self, rule: Rule, numbers: Sequence[float]) -> tuple[float, float]:
         """Mean KL(retrained || rule) on retained and on forgotten examples."""
         keep = np.arange(self.p.shape[1]) != self.c
-        q = np.log(np.maximum(rule(self.p, keep, self.m, *numbers), 1e-12))
-        each = np.mean([(r * (np.log(np.maximum(r, TINY)) - q)).sum(-1, where=r > 0) for r in self.others], axis=0)
+        q = rule(self.p, keep, self.m, *numbers)
+        each = np.mean([metrics.kl(r, q) for r in self.others], axis=0)
         return float(each[~self.is_forgotten].mean()), float(each[self.is_forgotten].mean())
 
     def floor(self) -> tuple[float, float]:
         """The same between the retrained models."""
-        each = np.mean(
-            [
-                (r * (np.log(np.maximum(r, TINY)) - np.log(np.maximum(o, 1e-12)))).sum(-1, where=r > 0)
-                for r, o in itertools.permutations(self.others, 2)
-            ],
-            axis=0,
-        )
+        each = np.mean([metrics.kl(one, other) for one, other in itertools.permutations(self.others, 2)], axis=0)
         return float(each[~self.is_forgotten].mean()), float(each[self.is_forgotten].mean())
 
 

@@ -10,6 +10,7 @@ Production uses the real one. Its public API documentation and behaviour are the
 ``config``, ``messages``         the text protos of the real server
 ``catalogue``        the list of models, and its replacement
 ``source``           which version directories lie in the base path, polled; the version policy
+``repeating``        what both pollers (of base paths, of the configuration file) do it with
 ``swap_policy``      which version to load or unload next (availability preserving), as a pure function
 ``manager``          the life of each version, START to END; hands out servables and counts who uses them
 ``servable``         one loaded version, ready to answer

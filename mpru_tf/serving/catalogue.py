@@ -14,6 +14,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from mpru_tf.errors import ServingError
 from mpru_tf.serving.config import ServedModel, read_text_proto, served_models
 from mpru_tf.serving.manager import ServableManager
+from mpru_tf.serving.repeating import Repeating
 from mpru_tf.serving.source import FileSystemSource, Watched
 from mpru_tf.serving.status import RequestError, invalid_argument
 from mpru_tf.serving.swap_policy import State
@@ -167,7 +168,7 @@ class Catalogue:
             return None
 
 
-class ConfigFilePoller:
+class ConfigFilePoller(Repeating):
     """Reads a configuration file again and again, and replaces the list by what it says.
 
     A file that cannot be read, or is refused, changes nothing and is complained about once.
@@ -179,31 +180,17 @@ class ConfigFilePoller:
     """
 
     def __init__(self, catalogue: Catalogue, path: str, wait_seconds: float) -> None:
+        super().__init__(self._read, wait_seconds, "config-file-poller")
         self._catalogue = catalogue
         self._path = path
-        self._wait_seconds = wait_seconds
         self._complaint = ""
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="config-file-poller", daemon=True)
 
-    def start(self) -> None:
-        """Begin, a pause from now."""
-        if self._wait_seconds > 0:
-            self._thread.start()
-
-    def stop(self) -> None:
-        """Stop; returns when the poller is gone."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.wait(self._wait_seconds):
-            try:
-                # Also when the file is the same: a label that was refused is given once its version is available.
-                self._catalogue.replace(read_text_proto(self._path, model_server_config_pb2.ModelServerConfig()))
-                self._complaint = ""
-            except (ServingError, RequestError) as error:
-                if str(error) != self._complaint:
-                    self._complaint = str(error)
-                    logger.error("%s is not taken over: %s", self._path, error)
+    def _read(self) -> None:
+        try:
+            # Also when the file is the same: a label that was refused is given once its version is available.
+            self._catalogue.replace(read_text_proto(self._path, model_server_config_pb2.ModelServerConfig()))
+            self._complaint = ""
+        except (ServingError, RequestError) as error:
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                logger.error("%s is not taken over: %s", self._path, error)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpru_tf.serving.repeating import Repeating
+
 logger = logging.getLogger(__name__)
 
 #: What absl::SimpleAtoi takes for a number: white space around it, one sign, ASCII digits. Leading zeros are fine.
@@ -92,7 +94,7 @@ class Watched:
     policy: VersionPolicy
 
 
-class FileSystemSource:
+class FileSystemSource(Repeating):
     """Polls the base paths of a list of models and tells a target which versions are wanted.
 
     Args:
@@ -102,25 +104,13 @@ class FileSystemSource:
     """
 
     def __init__(self, aspire: Callable[[str, dict[int, Path]], None], poll_wait_seconds: float = 1.0) -> None:
+        # What is watched has been looked at when this is started: the first poll comes a pause later.
+        super().__init__(self.poll, poll_wait_seconds, "file-system-source")
         self._aspire = aspire
-        self._wait_seconds = poll_wait_seconds
         self._watched: dict[str, Watched] = {}
         self._complaints: dict[str, str] = {}
         # Held for a whole poll: what a poll of the old list has found must not be aspired after the new list is there.
         self._lock = threading.Lock()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._poll_until_stopped, name="file-system-source", daemon=True)
-
-    def start(self) -> None:
-        """Begin polling, a pause from now: what is watched already has been looked at."""
-        if self._wait_seconds > 0:
-            self._thread.start()
-
-    def stop(self) -> None:
-        """Stop polling; returns when the poller is gone."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def watch(self, models: Mapping[str, Watched]) -> None:
         """Replace the list of models, and look at once. Models that are not named any more are not wanted any more."""
@@ -154,10 +144,6 @@ class FileSystemSource:
                     "Did you forget to name your leaf directory as a number (eg. '/1/')?",
                 )
             self._aspire(name, wanted)
-
-    def _poll_until_stopped(self) -> None:
-        while not self._stopping.wait(self._wait_seconds):
-            self.poll()
 
     def _complain(self, name: str, complaint: str) -> None:
         if complaint != self._complaints.get(name):  # once, not once a second

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from mpru_tf.command_line import JsonOption, add, grid, working
+from mpru_tf.command_line import JsonOption, add, grid, print_json, working
 from mpru_tf.console import output
 from mpru_tf.errors import DataError, ModelError, explain
 from mpru_tf.unlearning.config import Preset
@@ -181,7 +180,7 @@ def unsir(
             **published.to_dict(),
             "seconds": {**result.seconds, "publish": published.seconds},
         }
-        typer.echo(json.dumps({**values, "model": None if out_model is None else str(out_model)}, indent=2))
+        print_json({**values, "model": None if out_model is None else str(out_model)})
     else:
         show(result, published, names)
 
