@@ -71,8 +71,8 @@ its own models, in brackets where it has published them; +- is the standard erro
 
 _UNSIR = """
 
-UNSIR on a CIFAR-10 ResNet-20 trained by others, on {tested:,} test images that no setting was tuned on; steps as a
-share of those of a retraining of {epochs} epochs:
+UNSIR on {network} ({parameters:.1f} million weights), asked on {tested:,} test images of CIFAR-10 that no setting was
+tuned on; steps as a share of those of a retraining of {epochs} epochs:
 
 | forgotten | preset | forgotten, top-1 | retained, before | after | drop | share of a retraining |
 |---|---|---|---|---|---|---|
@@ -155,9 +155,10 @@ def render_experiments() -> str:
 
 def render_unsir() -> str:
     """The part about unlearned weights."""
-    if not (RESULTS / "unsir.json").is_file():
-        return ""
-    measured = result("unsir")
+    return "".join(_unlearned(result(file.stem)) for file in sorted(RESULTS.glob("unsir_*.json")))
+
+
+def _unlearned(measured: dict[str, Any]) -> str:
     rows = [
         f"| {', '.join(map(str, row['forgotten']))} | `{row['preset']}` | {row['after']['forgotten']:.4f} | "
         f"{row['before']['retained']:.4f} | {row['after']['retained']:.4f} | {row['drop']:.4f} | "
@@ -177,6 +178,8 @@ def render_unsir() -> str:
     anyone = next(iter(measured["left_in_weights"].values()))
     within = [f"{1 - float(alpha):.0%}" for alpha in anyone["relearning"]["steps_within"]]
     return _UNSIR.format(
+        network=measured["network"],
+        parameters=measured["parameters"] / 1e6,
         tested=measured["test_examples"],
         epochs=measured["retraining_epochs"],
         rows="\n".join(rows),

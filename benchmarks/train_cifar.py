@@ -25,6 +25,7 @@ import answers
 import numpy as np
 from answers import Array, Run
 
+_TOLD = ("depth", "width", "stem", "shortcut", "epochs", "batch_size", "learning_rate", "policy")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -63,12 +64,21 @@ def train(run: Run, data: Data, args: argparse.Namespace) -> dict[str, Any]:
 
     seen = run.seen(data.classes)
     keep = np.isin(data.y_train, seen)
-    x, y = data.x_train[keep].astype(np.float32), np.searchsorted(seen, data.y_train[keep])
+    # A model that is kept can be taught the class again: it has an output for it, which training drives to 0.
+    outputs = np.arange(data.classes) if args.weights else seen
+    x, y = data.x_train[keep].astype(np.float32), np.searchsorted(outputs, data.y_train[keep])
     held = np.isin(data.y_test, seen)
     keras.mixed_precision.set_dtype_policy(args.policy)
     keras.utils.set_random_seed(run.seed)
     model = resnet.build_resnet(
-        args.depth, data.x_train.shape[1:], len(seen), width=args.width, scale=1 / 255, logits=True
+        args.depth,
+        data.x_train.shape[1:],
+        len(outputs),
+        width=args.width,
+        shortcut=args.shortcut,
+        stem=args.stem,
+        scale=1 / 255,
+        logits=True,
     )
     start = time.perf_counter()
     history = resnet.train(
@@ -80,7 +90,7 @@ def train(run: Run, data: Data, args: argparse.Namespace) -> dict[str, Any]:
         learning_rate=args.learning_rate,
         shift=4,
         flip=True,
-        validation=(data.x_test[held].astype(np.float32), np.searchsorted(seen, data.y_test[held])),
+        validation=(data.x_test[held].astype(np.float32), np.searchsorted(outputs, data.y_test[held])),
         seed=run.seed,
         progress=True,
     )
@@ -91,8 +101,12 @@ def train(run: Run, data: Data, args: argparse.Namespace) -> dict[str, Any]:
             keras.ops.convert_to_numpy(model.predict_on_batch(images[i : i + 500].astype(np.float32)))
             for i in range(0, len(images), 500)
         ]
-        return answers.widened(np.concatenate(parts), seen, data.classes)
+        logits = np.concatenate(parts)
+        return answers.widened(logits[:, np.searchsorted(outputs, seen)], seen, data.classes)
 
+    if args.weights:
+        args.weights.mkdir(parents=True, exist_ok=True)
+        model.save(args.weights / f"{Path(run.file).stem}.keras")
     return {
         "train": answer(data.x_train),
         "test": answer(data.x_test),
@@ -100,7 +114,7 @@ def train(run: Run, data: Data, args: argparse.Namespace) -> dict[str, Any]:
         "test_accuracy": history["val_accuracy"][-1],
         "parameters": model.count_params(),
         "backend": keras.backend.backend(),
-        **{name: getattr(args, name) for name in ("depth", "width", "epochs", "batch_size", "learning_rate", "policy")},
+        **{name: getattr(args, name) for name in _TOLD},
     }
 
 
@@ -112,6 +126,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the answers")
     parser.add_argument("--depth", type=int, default=18)
     parser.add_argument("--width", type=int, help="channels of the first stage; default: those of the network's paper")
+    parser.add_argument("--stem", choices=["small", "imagenet"], default="small", help="imagenet: fast, and worse")
+    parser.add_argument("--shortcut", choices=["A", "B"], default="A")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=0.1)
@@ -119,6 +135,7 @@ def main() -> None:
     parser.add_argument("--forget", nargs="*", default=[], help="classes to train without; CIFAR-10: or names")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="of the models of all classes")
     parser.add_argument("--retrain-seeds", nargs="*", type=int, default=[1, 2], help="of the models without a class")
+    parser.add_argument("--weights", type=Path, help="folder to keep the models in as well, as .keras files")
     args = parser.parse_args()
     data = load(args.dataset, args.data)
     forget = [CIFAR10.index(each) if each in CIFAR10 else int(each) for each in args.forget]

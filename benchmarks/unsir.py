@@ -1,10 +1,16 @@
-"""UNSIR on a CIFAR-10 ResNet trained by others: what is forgotten, what is kept, and what is left in the weights.
+"""UNSIR on CIFAR-10 ResNets: what is forgotten, what is kept, and what is left in the weights.
 
-    python benchmarks/unsir.py --model cifar10_resnet20.keras --data cifar10.npz [--out RESULTS.json]
-    python benchmarks/unsir.py ... --retrained without-3.keras      # adds the row of a model that never saw class 3
+    python benchmarks/unsir.py resnet20 --model cifar10_resnet20.keras --data cifar10.npz --network "a ResNet-20"
+
+A network of our own, and one of the same kind that never saw class 3, made by `train_cifar.py`:
+
+    python benchmarks/train_cifar.py --data cifar10.npz --depth 18 --stem imagenet --shortcut B --epochs 8 \\
+        --forget cat --retrain-seeds 1 --out build/unsir --weights build/unsir
+    python benchmarks/unsir.py resnet18 --model build/unsir/all-seed-0.keras --data cifar10.npz --inputs pixels \\
+        --epochs 8 --retrained build/unsir/without-3-seed-1.keras --network "a ResNet-18"
 
 Each measurement is written when it is done, and one that is there is not made again: interrupt, and start the same
-command later. The model must take (x/255 - mean)/std; the data file needs x_train, y_train, x_test, y_test.
+command later. The data file needs x_train, y_train, x_test, y_test.
 
 The first table has one row per forget list and preset. The second compares what a filter, UNSIR, both and retraining
 protect, for one class: what the server answers at most, whether a linear probe on the penultimate layer still tells the
@@ -17,6 +23,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +43,27 @@ MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 FORGET_LISTS = ((0, 2), (3,), (0, 2, 3, 5))
 COMPARED = 3
 MOST_ASKED = 300  # examples of the compared class, after each step of relearning
-RETRAINING_EPOCHS = 60  # what export_resnet.py's example asks for
 ALPHAS = (0.1, 0.2, 0.5)
 console = Console(stderr=True)
 
 
 def normalised(x: Any) -> Any:
-    """Pixels as the model takes them."""
+    """Pixels as models take them that were trained with the statistics of ImageNet."""
     return (x.astype(np.float32) / 255 - MEAN) / STD
+
+
+def pixels(x: Any) -> Any:
+    """Pixels as they are."""
+    return x.astype(np.float32)
+
+
+INPUTS = {"normalised": normalised, "pixels": pixels}
 
 
 class Data:
     """Training and test examples as the model takes them; of each class as many as are asked for."""
 
-    def __init__(self, file: Path, per_class: int, tested: int) -> None:
+    def __init__(self, file: Path, taken: Callable[[Any], Any], per_class: int, tested: int) -> None:
         with np.load(file) as arrays:
             x, y = arrays["x_train"], arrays["y_train"].reshape(-1)
             # The preset `gentle` was tuned on the first half of the test images, so it is judged on the other one.
@@ -58,8 +72,8 @@ class Data:
         random = np.random.default_rng(0)
         chosen = [random.permutation(np.flatnonzero(y == c))[:per_class] for c in range(int(y.max()) + 1)]
         chosen = np.sort(np.concatenate(chosen))
-        self.x, self.y = normalised(x[chosen]), y[chosen]
-        self.x_test = normalised(self.x_test)
+        self.x, self.y = taken(x[chosen]), y[chosen]
+        self.x_test = taken(self.x_test)
 
     def without(self, forgotten: Any) -> tuple[Any, Any]:
         """Training examples of the other classes."""
@@ -79,7 +93,7 @@ def load(path: Path) -> Any:
     return keras.models.load_model(path, compile=False)
 
 
-def unlearn(model: Any, data: Data, forgotten: tuple[int, ...], preset: str) -> tuple[Any, dict[str, Any]]:
+def unlearn(model: Any, data: Data, forgotten: tuple[int, ...], preset: str, epochs: int) -> tuple[Any, dict[str, Any]]:
     """Unlearn; return the model, and its row of the first table."""
     config = Preset(preset).config()
     result = mpru_tf.unsir(
@@ -88,7 +102,7 @@ def unlearn(model: Any, data: Data, forgotten: tuple[int, ...], preset: str) -> 
     seconds = sum(result.seconds.values())
     examples = result.steps["noise"] * config.noise_batch
     examples += (result.steps["impair"] + result.steps["repair"]) * config.batch_size
-    retraining = RETRAINING_EPOCHS * sum(n for c, n in enumerate(data.trained_on) if c not in forgotten)
+    retraining = epochs * sum(n for c, n in enumerate(data.trained_on) if c not in forgotten)
     row = {name: value for name, value in result.to_dict().items() if name not in ("config", "classes")}
     row |= {"preset": preset, "drop": result.before.retained - result.after.retained, "seconds_in_all": seconds}
     # Of the same network on the same machine, an example costs what it costs: no retraining is needed to compare.
@@ -139,10 +153,11 @@ def anamnesis(compared: dict[str, Any], alpha: str) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Fill in what is missing in the results."""
-    data = Data(args.data, args.per_class, args.tested)
+    data = Data(args.data, INPUTS[args.inputs], args.per_class, args.tested)
     results: dict[str, Any] = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
-    results |= {"model": args.model.name, "test_examples": len(data.y_test), "retraining_epochs": RETRAINING_EPOCHS}
-    results["compared"] = COMPARED
+    original = load(args.model)
+    results |= {"network": args.network or args.model.stem, "parameters": original.count_params()}
+    results |= {"test_examples": len(data.y_test), "retraining_epochs": args.epochs, "compared": COMPARED}
     rows = results.setdefault("unlearned", {})
     compared = results.setdefault("left_in_weights", {})
 
@@ -151,7 +166,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
-    original = load(args.model)
     for preset in args.presets:
         to_compare, after = None, f"unsir, {preset}"
         for forgotten in FORGET_LISTS:
@@ -160,7 +174,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             if name in rows and not wanted:
                 continue
             console.print(f"unlearning {name}", highlight=False)
-            model, row = unlearn(original, data, forgotten, preset)
+            model, row = unlearn(original, data, forgotten, preset, args.epochs)
             keep(rows, name, row)
             if wanted:
                 to_compare = model
@@ -177,7 +191,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(results: dict[str, Any]) -> None:
     """Print both tables."""
-    table = Table(title=f"{results['model']}, CIFAR-10 test set")
+    table = Table(title=f"{results['network']}, CIFAR-10 test set")
     for heading in (
         "forgotten",
         "preset",
@@ -222,8 +236,12 @@ def show(results: dict[str, Any]) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the results: benchmarks/results/unsir_NAME.json")
+    parser.add_argument("--network", help="what README calls it; default: the name of its file")
     parser.add_argument("--model", type=Path, required=True, help="a .keras file")
     parser.add_argument("--data", type=Path, required=True, help="an .npz file")
+    parser.add_argument("--inputs", choices=list(INPUTS), default="normalised", help="what the model takes")
+    parser.add_argument("--epochs", type=int, default=60, help="of a retraining, to compare the steps with")
     parser.add_argument(
         "--retrained", type=Path, help=f"a .keras file of a model that never saw class {COMPARED}, of 10 outputs"
     )
@@ -231,8 +249,8 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=1000, help="training examples of each class")
     parser.add_argument("--per-class-probed", type=int, default=200, help="... for probe and relearning")
     parser.add_argument("--tested", type=int, default=5_000, help="the last test examples")
-    parser.add_argument("--out", type=Path, default=figures.RESULTS / "unsir.json")
     args = parser.parse_args()
+    args.out = figures.RESULTS / f"unsir_{args.name}.json"
     started = time.perf_counter()
     results = measure(args)
     show(results)

@@ -1,8 +1,8 @@
 """CIFAR-style residual networks for the quick start, the export script and the experiments.
 
 Depths 6n + 2 (8, 20, 32, 56, ...) are the three-stage networks of He, Zhang, Ren and Sun, "Deep Residual Learning for
-Image Recognition", arXiv 1512.03385, section 4.2. Depth 18 has the four stages of that paper's ImageNet network, with
-a 3x3 stem and no pooling so that it fits 32x32 pixels.
+Image Recognition", arXiv 1512.03385, section 4.2. Depth 18 has the four stages of that paper's ImageNet network. Its
+stem is a 3x3 convolution, which fits 32x32 pixels, or the 7x7 one with pooling that the paper has for larger pictures.
 
 Heavy imports happen inside the functions: importing this module loads neither TensorFlow nor Keras.
 """
@@ -63,6 +63,7 @@ def build_resnet(
     *,
     width: int | None = None,
     shortcut: Literal["A", "B"] = "A",
+    stem: Literal["small", "imagenet"] = "small",
     scale: float = 1.0,
     logits: bool = False,
 ) -> keras.Model:
@@ -75,6 +76,9 @@ def build_resnet(
         width: channels of the first stage; 64 for depth 18 and 16 otherwise if None.
         shortcut: what a shortcut does where the size changes. ``A`` takes every second pixel and pads the new
             channels with zeros (no weights; the paper's choice on CIFAR-10); ``B`` is a strided 1x1 convolution.
+        stem: what comes before the stages. ``small`` is a 3x3 convolution (the paper's on CIFAR-10); ``imagenet`` a
+            7x7 convolution and a 3x3 maximum, each with stride 2: a sixteenth of the pixels is left (the paper's
+            table 1), for pictures, or to train fast.
         scale: what pixels are multiplied with first, for example 1/255, so that clients can send them raw.
         logits: answer logits in place of probabilities.
 
@@ -90,8 +94,11 @@ def build_resnet(
     plan = stages(depth, width)
     pixels = keras.Input(input_shape, name="pixels", dtype="float32")
     x = pixels if scale == 1.0 else keras.layers.Rescaling(scale, name="scale")(pixels)
-    x = _convolve(x, plan[0].channels, stride=1, name="stem")
+    large = stem == "imagenet"
+    x = _convolve(x, plan[0].channels, stride=2 if large else 1, name="stem", kernel=7 if large else 3)
     x = keras.layers.ReLU(name="stem_relu")(x)
+    if large:
+        x = keras.layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
     for s, stage in enumerate(plan, start=1):
         for b in range(1, stage.blocks + 1):
             x = _block(x, stage.channels, stage.stride if b == 1 else 1, shortcut, name=f"stage{s}_block{b}")

@@ -55,6 +55,16 @@ def test_logits_have_the_same_softmax() -> None:
     assert resnet.answers_logits(twin)
 
 
+@pytest.mark.parametrize("size", [32, 33])
+def test_the_stem_for_pictures_leaves_a_sixteenth_of_the_pixels(size: int) -> None:
+    model = resnet.build_resnet(18, (size, size, 3), 10, shortcut="B", stem="imagenet")
+    assert model.get_layer("stem_pool").output.shape == (None, -(-size // 4), -(-size // 4), 64)
+    trainable = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+    # He et al., table 1, without the layer for 1,000 classes (0.5 M): 11.2 M.
+    assert trainable == pytest.approx(11.2e6, rel=0.01)
+    assert np.asarray(model(np.zeros((2, size, size, 3), "float32"))).shape == (2, 10)
+
+
 def test_option_a_has_no_weights_in_shortcuts() -> None:
     def count(shortcut: Any) -> int:
         model = resnet.build_resnet(8, (8, 8, 1), 3, width=4, shortcut=shortcut)
