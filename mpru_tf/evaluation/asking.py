@@ -28,11 +28,18 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 
 _DATA = "an .npz file with arrays x [N, ...] (or one per input) and y int [N], or x_test, y_test, x_train and y_train"
-_ANSWERS = "an .npz file with `answers` or `test` [N, n]: probabilities or logits, row by row those of the data"
+_ANSWERS = (
+    "an .npz file with `answers` or `test` [N, n], probabilities or logits, or with `logits` [N, n], row by row those "
+    "of the data"
+)
 _BATCH = 256
+_UNREADABLE = (
+    *(OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error),
+    *(RuntimeError, MemoryError),  # encrypted, or of an unknown compression; a header that claims too much
+)
 
-TRAIN_ROWS = 1000
-"""Training examples of each class that are asked about, the first ones: more make no figure here much surer."""
+TRAIN_ROWS, MOST_TRAIN_ROWS = 1000, 100_000
+"""Training examples of each class, and in all, that are asked about, the first ones: more make no figure much surer."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,14 @@ class Examples:
         y: int64 ``[N]``, the true classes.
         file: name of the file that they come from.
         rows: int64 ``[N]``, the place of each in the file.
+        all_rows: how many examples the file has.
     """
 
     x: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]
     y: npt.NDArray[np.int64]
     file: str
     rows: npt.NDArray[np.int64]
+    all_rows: int
 
     def __len__(self) -> int:
         return len(self.y)
@@ -57,7 +66,7 @@ class Examples:
     def take(self, rows: npt.NDArray[np.int64]) -> Examples:
         """Some of them, by their place among these."""
         x = {key: array[rows] for key, array in self.x.items()} if isinstance(self.x, Mapping) else self.x[rows]
-        return Examples(x, self.y[rows], self.file, self.rows[rows])
+        return Examples(x, self.y[rows], self.file, self.rows[rows], self.all_rows)
 
 
 def read_examples(path: str | os.PathLike[str]) -> tuple[Examples | None, Examples | None]:
@@ -100,7 +109,7 @@ def _examples(file: Path, x: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]], 
                 valid="[N, ...] for all of them",
             )
         )
-    return Examples(x, y.astype(np.int64), file.name, np.arange(len(y)))
+    return Examples(x, y.astype(np.int64), file.name, np.arange(len(y)), len(y))
 
 
 def check_labels(given: Examples, classes: int) -> None:
@@ -126,11 +135,13 @@ class Answered:
     Attributes:
         test: float64 ``[N, n]`` probabilities, for the test examples.
         train: the same for the training examples; None if there are none, or their answers are not in the file.
+        kind: what the model answers or the file holds: 'probabilities' or 'logits'.
         seconds: how long it took the model; None for a file.
     """
 
     test: Floats
     train: Floats | None
+    kind: str
     seconds: float | None
 
 
@@ -174,11 +185,9 @@ def ask(
                     advance(len(scores[-1]))
                 answers.append(np.concatenate(scores))
         seconds = time.perf_counter() - start
-    told = [
-        probabilities(part, classes, forgotten, str(inspection.path), logits=kind != "probabilities")
-        for part in answers
-    ]
-    return Answered(told[0], told[1] if train is not None else None, seconds)
+    kind = "probabilities" if kind == "probabilities" else "logits"
+    told = [probabilities(part, classes, forgotten, str(inspection.path), kind) for part in answers]
+    return Answered(told[0], told[1] if train is not None else None, kind, seconds)
 
 
 def read_answers(
@@ -188,37 +197,65 @@ def read_answers(
     test: Examples,
     train: Examples | None,
 ) -> Answered:
-    """Read what a model answered from a file: ``answers`` or ``test``, and ``answers_train`` or ``train`` if there.
+    """Read what a model answered from a file.
+
+    Its answers are called ``answers``, ``test`` or ``logits``; for the training examples ``answers_train``, ``train``
+    or ``logits_train``, if there. What is not called logits is probabilities if no row holds a negative number, and
+    logits otherwise.
 
     Raises:
         DataError: the file cannot be read, or its rows are not those of the examples.
     """
     file = Path(path)
     arrays = _load(file, _ANSWERS)
+    kind = None
     told: list[Floats | None] = []
-    for names, wanted in ((("answers", "test"), test), (("answers_train", "train"), train)):
-        scores = next((arrays[name] for name in names if name in arrays), None)
-        if scores is None and wanted is test:
+    for names, wanted in ((("answers", "test", "logits"), test), (("answers_train", "train", "logits_train"), train)):
+        name = next((name for name in names if name in arrays), None)
+        if name is None and wanted is test:
             raise DataError(explain(f"{file} holds no answers.", received=_names(arrays, None), valid=_ANSWERS))
-        if scores is None or wanted is None:
+        if name is None or wanted is None:
             told.append(None)
             continue
-        if wanted.rows[-1] >= len(scores) or (wanted is test and len(scores) != len(test)):
+        scores = arrays[name]
+        if scores.ndim != 2 or len(scores) != wanted.all_rows:
             raise DataError(
                 explain(
                     f"The answers in {file} are not about the examples in {wanted.file}.",
-                    received=f"{len(scores)} rows",
-                    valid="one row per example, in the same order",
+                    received=f"{name} {list(scores.shape)}",
+                    valid=f"[{wanted.all_rows}, n]: one row per example, in the same order",
                 )
             )
-        told.append(probabilities(scores[wanted.rows], classes, forgotten, str(file)))
+        kind = "logits" if name.startswith("logits") else kind or guessed_kind(scores, str(file))
+        told.append(probabilities(scores[wanted.rows], classes, forgotten, str(file), kind))
     assert told[0] is not None
-    return Answered(told[0], told[1], None)
+    assert kind is not None
+    return Answered(told[0], told[1], kind, None)
 
 
-def probabilities(
-    scores: npt.NDArray[Any], classes: int, forgotten: Sequence[int], source: str, *, logits: bool | None = None
-) -> Floats:
+def guessed_kind(scores: npt.NDArray[Any], source: str) -> str:
+    """What scores ``[N, n]`` are that nobody has called by a name: 'probabilities', or 'logits' if one is negative.
+
+    Raises:
+        DataError: none is negative, and yet rows do not sum to 1: percentages, rounded or independent probabilities,
+            or logits that happen to be positive. Taken for logits, they would be flattened to no purpose.
+    """
+    if scores.dtype.kind not in "fiu" or (scores < -SUM_TOLERANCE).any():
+        return "logits"
+    off = abs(scores.sum(axis=1, dtype=np.float64) - 1) > SUM_TOLERANCE
+    if off.any():
+        raise DataError(
+            explain(
+                f"It cannot be told what {source} answers: nothing is negative, and not every row sums to 1.",
+                received=f"{int(off.sum())} of {len(scores)} rows with another sum, row {int(off.argmax())} first",
+                valid="probabilities whose rows sum to 1, or logits",
+                hint="If these are logits, call the array `logits` (and `logits_train`).",
+            )
+        )
+    return "probabilities"
+
+
+def probabilities(scores: npt.NDArray[Any], classes: int, forgotten: Sequence[int], source: str, kind: str) -> Floats:
     """Class scores as probabilities over all classes.
 
     Args:
@@ -226,7 +263,7 @@ def probabilities(
         classes: n.
         forgotten: the forgotten classes.
         source: whose they are, for messages.
-        logits: whether they are logits; None for logits if a row does not sum to 1 or holds a negative number.
+        kind: 'probabilities' or 'logits'.
 
     Returns:
         float64 ``[N, n]``, rows sum to 1.
@@ -248,9 +285,13 @@ def probabilities(
         raise DataError(
             explain(f"{source} answers what is no number.", received=f"NaN or infinity in {bad} of {len(values)} rows")
         )
-    # Entries below 0 by rounding are no sign of logits; a sum that is not 1 is.
-    sums_to_one = bool((values >= -SUM_TOLERANCE).all() and (abs(values.sum(axis=1) - 1) <= SUM_TOLERANCE).all())
-    if logits is False and not sums_to_one:
+    if kind == "logits":
+        largest = values.max(axis=1, keepdims=True)
+        if not np.isfinite(largest).all():
+            raise DataError(explain(f"{source} answers rows of minus infinity."))
+        values = np.exp(values - largest)
+    # Entries below 0 by rounding are forgiven.
+    elif (values < -SUM_TOLERANCE).any() or (abs(values.sum(axis=1) - 1) > SUM_TOLERANCE).any():
         raise DataError(
             explain(
                 f"{source} does not answer a distribution over classes.",
@@ -258,13 +299,6 @@ def probabilities(
                 valid="probabilities that sum to 1; multi-label models cannot be evaluated",
             )
         )
-    if logits is None:
-        logits = not sums_to_one
-    if logits:
-        largest = values.max(axis=1, keepdims=True)
-        if not np.isfinite(largest).all():
-            raise DataError(explain(f"{source} answers rows of minus infinity."))
-        values = np.exp(values - largest)
     values = np.maximum(values, 0.0)
     values /= values.sum(axis=1, keepdims=True)
     if values.shape[1] == classes:
@@ -272,6 +306,18 @@ def probabilities(
     whole = np.zeros((len(values), classes))
     whole[:, retained] = values
     return whole
+
+
+def over_retained(p: Floats, forgotten: Sequence[int]) -> Floats:
+    """Probabilities ``[N, n]`` given that the class is a retained one: 0 on the forgotten ones, rows sum to 1.
+
+    A row without retained probability answers all retained classes alike.
+    """
+    q = p.copy()
+    q[:, list(forgotten)] = 0.0
+    left = q.sum(axis=1, keepdims=True)
+    alike = np.isin(np.arange(p.shape[1]), list(forgotten), invert=True) / (p.shape[1] - len(set(forgotten)))
+    return np.asarray(np.where(left > 0, q / np.where(left > 0, left, 1.0), alike))
 
 
 def is_file_of_answers(model: str | os.PathLike[str]) -> bool:
@@ -300,10 +346,15 @@ def _load(file: Path, valid: str) -> dict[str, npt.NDArray[Any]]:
             archive: Any = np.load(opened, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise DataError(explain(f"{file} is no .npz file.", received="a single array", valid=valid))
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = {name: archive[name] for name in archive.files}
+    except _UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DataError(explain(f"{file} cannot be read.", received=reason, valid=valid)) from error
+    # NumPy gives a member that is no array as bytes; a single number has no rows.
+    odd = [name for name, array in arrays.items() if not isinstance(array, np.ndarray) or not array.ndim]
+    if odd:
+        raise DataError(explain(f"{file} holds what is no array of rows.", received=", ".join(odd), valid=valid))
+    return arrays
 
 
 def _names(arrays: Mapping[str, Any], y: Any) -> str:

@@ -11,6 +11,7 @@ nearest class needs scikit-learn, which comes with the extra ``report``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -81,6 +82,22 @@ def auc(members: npt.ArrayLike, nonmembers: npt.ArrayLike) -> float:
     return float((below + not_above) / (2 * len(m) * len(k)))
 
 
+def auc_error(area: float, members: int, nonmembers: int) -> float:
+    """Return the standard error of an area under the ROC curve that was taken on so many members and non-members.
+
+    Source: Hanley and McNeil, "The Meaning and Use of the Area under a ROC Curve", Radiology 143, 1982.
+
+    Args:
+        area: in [0, 1]; as far below 0.5 as above it, the error is the same.
+        members: number of members, at least 1.
+        nonmembers: number of non-members, at least 1.
+    """
+    area = max(area, 1.0 - area)
+    two_members, two_others = area / (2 - area), 2 * area**2 / (1 + area)
+    spread = area * (1 - area) + (members - 1) * (two_members - area**2) + (nonmembers - 1) * (two_others - area**2)
+    return math.sqrt(max(spread, 0.0) / (members * nonmembers))
+
+
 def advantage(members: npt.ArrayLike, nonmembers: npt.ArrayLike) -> float:
     """Return ``max(tpr - fpr)`` over all thresholds, in [0, 1]: what the best threshold gains over guessing.
 
@@ -146,6 +163,7 @@ class MembershipInference:
 
     Attributes:
         auc: area under the ROC curve.
+        error: its standard error (:func:`auc_error`).
         advantage: largest ``tpr - fpr``.
         fpr: share of non-members called members, at most :data:`CURVE_POINTS` points of the curve.
         tpr: share of members called members, at the same points.
@@ -154,6 +172,7 @@ class MembershipInference:
     """
 
     auc: float
+    error: float
     advantage: float
     fpr: tuple[float, ...]
     tpr: tuple[float, ...]
@@ -177,13 +196,15 @@ def membership_inference(member_scores: npt.ArrayLike, nonmember_scores: npt.Arr
     """
     fpr, tpr = roc(member_scores, nonmember_scores)
     kept = _thinned(fpr, tpr)
+    area, counts = auc(member_scores, nonmember_scores), (np.size(member_scores), np.size(nonmember_scores))
     return MembershipInference(
-        auc=auc(member_scores, nonmember_scores),
+        auc=area,
+        error=auc_error(area, *counts),
         advantage=advantage(member_scores, nonmember_scores),
         fpr=tuple(fpr[kept].tolist()),
         tpr=tuple(tpr[kept].tolist()),
-        members=len(check_values(member_scores)),
-        nonmembers=len(check_values(nonmember_scores)),
+        members=counts[0],
+        nonmembers=counts[1],
     )
 
 
@@ -207,8 +228,9 @@ class NearestClassAttack:
 
     Attributes:
         forgotten: the forgotten class.
-        nearest: the retained class that gets most of its answers.
+        nearest: the retained class that it is told from.
         auc: area under the ROC curve on examples that the attacker did not fit to, mean over the folds.
+        error: its standard error (:func:`auc_error`), as if all examples had been ranked together.
         examples: examples of the forgotten class.
         nearest_examples: examples of the nearest class.
     """
@@ -216,6 +238,7 @@ class NearestClassAttack:
     forgotten: int
     nearest: int
     auc: float
+    error: float
     examples: int
     nearest_examples: int
 
@@ -260,14 +283,23 @@ def nearest_class(p: npt.ArrayLike, y: npt.ArrayLike, forgotten_class: int, reta
 
 
 def recognise(
-    p: npt.ArrayLike, y: npt.ArrayLike, forgotten_class: int, retained: Sequence[int], seed: int = 0
+    p: npt.ArrayLike,
+    y: npt.ArrayLike,
+    forgotten_class: int,
+    retained: Sequence[int],
+    nearest: int | None = None,
+    seed: int = 0,
 ) -> NearestClassAttack:
     """Return how well a forgotten class ``f`` can be recognised by its answers.
 
-    With the retained class ``g`` nearest to it (:func:`nearest_class`), a logistic regression tells the examples of
-    ``f`` from those of ``g`` by the answers alone: ``log max(p_c, FLOOR)`` of the retained classes ``c``, standardised.
-    The examples are split five-fold, stratified; each part is scored by the regression fitted to the other four, and
-    the AUC is taken per part, since scores of two regressions have no common scale.
+    With a retained class ``g`` near to it, a logistic regression tells the examples of ``f`` from those of ``g`` by the
+    answers alone: ``log max(p_c, FLOOR)`` of all classes ``c``, standardised. A filter answers 0 for forgotten classes,
+    which tells nothing; an unfiltered model answers them, and is recognised by that. The examples are split
+    five-fold, stratified; each part is scored by the regression fitted to the other four, and the AUC is taken per
+    part, since scores of two regressions have no common scale.
+
+    Only AUCs on the same pair of classes can be compared: give the ``g`` of one model (of a retrained one, if there is
+    one) to all of them.
 
     Source: the idea, that the probabilities of neighbouring classes betray a forgotten one, is MIA-NN (Wang,
     Ebrahimpour-Boroojeny, Sundaram, arXiv 2506.20893). This is our formalisation, made without the paper's full text.
@@ -279,6 +311,7 @@ def recognise(
         y: int ``[N]`` true classes.
         forgotten_class: the forgotten class.
         retained: the classes that are not forgotten.
+        nearest: ``g``, one of them. Default: the nearest by these answers (:func:`nearest_class`).
         seed: decides the split.
 
     Returns:
@@ -287,12 +320,18 @@ def recognise(
 
     Raises:
         DataError: the answers or labels cannot be used, or ``f`` or ``g`` has fewer than 10 examples.
-        ForgetListError: ``retained`` is empty, or names a class that does not exist, or the forgotten one.
+        ForgetListError: ``retained`` is empty, or names a class that does not exist, or the forgotten one; or
+            ``nearest`` is none of them.
         MissingExtraError: scikit-learn is not installed.
     """
     p = check_answers(p)
     truth = check_labels(y, p)
-    nearest = nearest_class(p, truth, forgotten_class, retained)
+    if nearest is None:
+        nearest = nearest_class(p, truth, forgotten_class, retained)
+    elif nearest not in retained:
+        raise ForgetListError(
+            explain("The nearest class is none of the retained ones.", received=nearest, valid=list(retained))
+        )
     counts = int(np.count_nonzero(truth == forgotten_class)), int(np.count_nonzero(truth == nearest))
     if min(counts) < FEWEST:
         raise DataError(
@@ -303,10 +342,8 @@ def recognise(
             )
         )
     both = np.isin(truth, [forgotten_class, nearest])
-    seen = np.log(np.maximum(p[both][:, list(retained)], FLOOR))
-    return NearestClassAttack(
-        int(forgotten_class), nearest, _separability(seen, truth[both] == forgotten_class, seed), *counts
-    )
+    area = _separability(np.log(np.maximum(p[both], FLOOR)), truth[both] == forgotten_class, seed)
+    return NearestClassAttack(int(forgotten_class), int(nearest), area, auc_error(area, *counts), *counts)
 
 
 def nearest_class_attack(
@@ -329,7 +366,7 @@ def nearest_class_attack(
     p = check_answers(p)
     gone = check_forget_list(p.shape[1], forgotten)
     retained = [c for c in range(p.shape[1]) if c not in gone]
-    return {f: recognise(p, y, f, retained, seed) for f in sorted(gone)}
+    return {f: recognise(p, y, f, retained, seed=seed) for f in sorted(gone)}
 
 
 def _separability(x: Array, member: npt.NDArray[np.bool_], seed: int) -> float:

@@ -14,7 +14,8 @@ Answers and labels, and what is refused about them, are as in :mod:`mpru_tf.eval
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,9 @@ import numpy.typing as npt
 from mpru_tf.class_means import ClassMeans
 from mpru_tf.errors import ClassMeansError, DataError, explain
 from mpru_tf.evaluation.metrics import FLOOR, check_answers, check_labels
-from mpru_tf.filters import METHODS, Array, check_forget_list, make_filter
+from mpru_tf.filters import METHODS, Array, FilterSpec, check_forget_list, make_filter
+
+Rule = Callable[[npt.ArrayLike], Array]
 
 NAMES = ("unfiltered", *METHODS, "linear_filtration")
 """The names, in the order in which they are shown."""
@@ -31,33 +34,32 @@ INDEPENDENT = 1e-8
 """The smallest singular value of class means in logit space that counts, as a share of the largest."""
 
 
-def baseline_answers(
-    p: npt.ArrayLike,
+def baseline_rules(
+    n: int,
     forgotten: Sequence[int],
     means: ClassMeans | None = None,
     logit_means: npt.ArrayLike | None = None,
-) -> tuple[dict[str, Array], dict[str, str]]:
-    """Return what each baseline answers, and why the others are left out.
+) -> tuple[dict[str, Rule], dict[str, str]]:
+    """Return what each baseline makes of unfiltered answers, and why the others are left out.
 
     Args:
-        p: ``[N, n]`` probabilities of the unfiltered model.
+        n: number of classes.
         forgotten: the forgotten classes.
         means: class means of the same model, for ``mean`` and ``gram_schmidt``, and for rows without retained
             probability.
         logit_means: ``[n, n]`` from :func:`logit_class_means`, for ``linear_filtration``.
 
     Returns:
-        ``answers, left_out``: by name and in the order of :data:`NAMES` ``[N, n]`` float64 whose rows sum to 1; and
-        by name the reason, a paragraph.
+        ``rules, left_out``: by name and in the order of :data:`NAMES` functions from probabilities ``[N, n]`` to
+        float64 ``[N, n]`` whose rows sum to 1 (DataError if the answers cannot be used); and by name the reason, a
+        paragraph.
 
     Raises:
-        DataError: the answers cannot be used.
         ForgetListError: ``forgotten`` is empty, names all classes, one twice, or one that does not exist.
         ClassMeansError: ``means`` belong to another number of classes.
     """
-    p = check_answers(p)
-    n = p.shape[1]
-    answers, left_out = {"unfiltered": p}, {}
+    rules: dict[str, Rule] = {"unfiltered": check_answers}
+    left_out = {}
     for method in METHODS:
         spec_needs_means = method in ("mean", "gram_schmidt")
         try:
@@ -69,7 +71,7 @@ def baseline_answers(
                 raise
             left_out[method] = str(error)
         else:
-            answers[method] = spec.probabilities(p)
+            rules[method] = partial(_filtered, spec)
     try:
         if logit_means is None:
             raise ClassMeansError(
@@ -79,10 +81,16 @@ def baseline_answers(
                     valid="labelled examples of every class",
                 )
             )
-        answers["linear_filtration"] = linear_filtration(p, logit_means, forgotten)
+        rules["linear_filtration"] = partial(
+            linear_filtration, means=_checked_means(logit_means, n), forgotten=tuple(forgotten)
+        )
     except ClassMeansError as error:
         left_out["linear_filtration"] = str(error)
-    return answers, left_out
+    return rules, left_out
+
+
+def _filtered(spec: FilterSpec, p: npt.ArrayLike) -> Array:
+    return spec.probabilities(check_answers(p))
 
 
 def linear_filtration(p: npt.ArrayLike, means: npt.ArrayLike, forgotten: Sequence[int]) -> Array:

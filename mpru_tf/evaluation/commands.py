@@ -57,7 +57,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="MODEL|FILE.npz",
-            help="Another one, of another seed: the floor below which nothing can be expected.",
+            help="Another one, of another seed: how far two retrained models are apart.",
             rich_help_panel=_MORE,
             show_default=False,
         ),
@@ -102,7 +102,7 @@ def evaluate(
     accuracy of 0 on a forgotten class proves nothing, as a filter makes it so: give a retrained model, or its answers.
     """
     from mpru_tf.evaluation import evaluate as judging
-    from mpru_tf.evaluation.report import page, verdict
+    from mpru_tf.evaluation.report import page, verdict, without_twin
 
     evaluation = judging.evaluate(
         original,
@@ -121,7 +121,7 @@ def evaluate(
     if as_json:
         typer.echo(judging.to_json(evaluation), nl=False)
     else:
-        _show(evaluation, verdict(evaluation), report)
+        _show(evaluation, verdict(without_twin(evaluation)), report)
     if show:
         typer.launch(str(report))
 

@@ -29,7 +29,7 @@ from mpru_tf.errors import (
     explain,
 )
 from mpru_tf.evaluation import asking, baselines
-from mpru_tf.evaluation.asking import TRAIN_ROWS, Answered, Examples, Floats
+from mpru_tf.evaluation.asking import MOST_TRAIN_ROWS, TRAIN_ROWS, Answered, Examples, Floats
 from mpru_tf.evaluation.judge import BINS, Judge
 from mpru_tf.evaluation.limits import limits
 from mpru_tf.inspection import Inspection, inspect
@@ -38,7 +38,7 @@ from mpru_tf.manifest import Manifest, model_digest, read_manifest
 from mpru_tf.versions import find_version
 
 FORMAT = 1
-UNFILTERED, UNLEARNED, RETRAINED = "unfiltered", "unlearned", "retrained"
+UNFILTERED, UNLEARNED, RETRAINED, SECOND = "unfiltered", "unlearned", "retrained", "second_retrained"
 JSON_FILE, REPORT_FILE = "evaluation.json", "report.html"
 
 DRAWN = (UNFILTERED, UNLEARNED, RETRAINED)
@@ -69,10 +69,12 @@ def evaluate(
         data: labelled test examples: an .npz file with ``x`` (or one array per input) and ``y``, or with ``x_test`` and
             ``y_test`` and, in the place of ``train_data``, ``x_train`` and ``y_train``.
         retrained: a model that never saw the forgotten classes, with all n outputs or without theirs: a version, or an
-            .npz file of its answers, ``answers`` or ``test`` ``[N, n]`` (probabilities or logits, in the order of
-            ``data``) and, for membership inference, ``answers_train`` or ``train``.
-        second_retrained: another one, trained with another seed: how far the two are apart is the floor below which
-            nothing can be expected.
+            .npz file of its answers, ``answers`` or ``test`` ``[N, n]`` (probabilities, or logits, which may be called
+            ``logits``; in the order of ``data``) and, for membership inference, ``answers_train``, ``train`` or
+            ``logits_train``. Distances are taken to its answers given a retained class; what probability it
+            leaves to forgotten ones is told beside them.
+        second_retrained: another one, trained with another seed: how far the two are apart is the floor. Answers that
+            average over seeds can lie below it.
         train_data: labelled examples that the original was trained on; without them there is no membership inference.
         candidates: other ways to forget, by name, given as ``retrained`` is.
         class_means: means of the original for the baselines that need them; default: taken from the training examples
@@ -102,7 +104,7 @@ def evaluate(
     test, train = _examples(data, train_data, n)
     means = class_means if class_means is None or isinstance(class_means, ClassMeans) else ClassMeans.load(class_means)
     files: dict[str, Path] = {}
-    for name, model in {RETRAINED: retrained, "second_retrained": second_retrained, **_checked(candidates)}.items():
+    for name, model in {RETRAINED: retrained, SECOND: second_retrained, **_checked(candidates)}.items():
         if model is None:
             continue
         if asking.is_file_of_answers(model):
@@ -115,8 +117,9 @@ def evaluate(
     }  # first: reading is quick, and what is refused is refused before the models are asked
     for name, version in versions.items():
         answered[name] = asking.ask(version, n, forgotten, test, train, progress)
+    _check_retrained(answered)
     sources = {name: _described(version) for name, version in versions.items()}
-    sources |= {name: {"path": str(file), "answers": True} for name, file in files.items()}
+    sources |= {name: {"path": str(file), "answers": True, "kind": answered[name].kind} for name, file in files.items()}
     return _judged(n, forgotten, manifest, names, test, train, answered, sources, means, _lineage(manifest, sources))
 
 
@@ -246,7 +249,7 @@ def _forgotten(
 
 def _checked(candidates: Mapping[str, Model] | None) -> Mapping[str, Model]:
     given = candidates or {}
-    taken = {UNFILTERED, UNLEARNED, RETRAINED, "second_retrained", *baselines.NAMES}
+    taken = {UNFILTERED, UNLEARNED, RETRAINED, SECOND, *baselines.NAMES}
     for name in given:
         if name in taken or not name.strip():
             raise DataError(
@@ -257,6 +260,20 @@ def _checked(candidates: Mapping[str, Model] | None) -> Mapping[str, Model]:
                 )
             )
     return given
+
+
+def _check_retrained(answered: Mapping[str, Answered]) -> None:
+    """Refuse models that stand for a retrained one and are none."""
+    for name, others in {RETRAINED: (UNFILTERED, UNLEARNED), SECOND: (UNFILTERED, UNLEARNED, RETRAINED)}.items():
+        for other in others:
+            if name in answered and other in answered and np.array_equal(answered[name].test, answered[other].test):
+                raise DataError(
+                    explain(
+                        f"The {name.replace('_', ' ')} model answers every example exactly as the {other} one.",
+                        received="the same model, or the same answers, twice",
+                        valid="a model that was trained on its own, without the forgotten classes",
+                    )
+                )
 
 
 def _described(version: Inspection) -> dict[str, Any]:
@@ -281,7 +298,9 @@ def _lineage(manifest: Manifest | None, sources: Mapping[str, Mapping[str, Any]]
     if manifest is not None:
         steps = [*manifest.history, manifest.step()]
         made_from = {step["source"]["saved_model_sha256"] for step in steps if "source" in step}
-        if sources[UNFILTERED]["saved_model_sha256"] not in made_from:
+        # Between the original and a filter on unlearned weights lies a training: that is no oddity.
+        in_weights = sources[UNLEARNED]["unlearned_in_weights"]
+        if not in_weights and sources[UNFILTERED]["saved_model_sha256"] not in made_from:
             odd.append(
                 "By its manifest, the unlearned version was not made from this original: differences between the two "
                 "need not come from the filter."
@@ -303,7 +322,8 @@ def _examples(data: Model, train_data: Model | None, n: int) -> tuple[Examples, 
         if part is not None:
             asking.check_labels(part, n)
     if train is not None:
-        order = np.concatenate([np.flatnonzero(train.y == c)[:TRAIN_ROWS] for c in range(n)])
+        per_class = max(1, min(TRAIN_ROWS, MOST_TRAIN_ROWS // n))
+        order = np.concatenate([np.flatnonzero(train.y == c)[:per_class] for c in range(n)])
         train = train.take(np.sort(order))
     return test, train
 
@@ -341,31 +361,30 @@ def _judged(
     odd: list[str],
 ) -> dict[str, Any]:
     means, logit_means, means_source, means_warning = _class_means(class_means, test, train, answered[UNFILTERED])
-    others, left_out = baselines.baseline_answers(answered[UNFILTERED].test, forgotten, means, logit_means)
-    others_train: Mapping[str, Floats] = {}
-    told = answered[UNFILTERED].train
-    if told is not None:
-        others_train, _ = baselines.baseline_answers(told, forgotten, means, logit_means)
-    rows: dict[str, tuple[Floats, Floats | None]] = {
-        UNLEARNED: (answered[UNLEARNED].test, answered[UNLEARNED].train),
-        **{name: (p, others_train.get(name)) for name, p in others.items()},
-        **{
-            name: (one.test, one.train)
-            for name, one in answered.items()
-            if name not in (UNFILTERED, UNLEARNED, RETRAINED, "second_retrained")
-        },
-    }
-    reference = answered.get(RETRAINED)
-    if reference is not None:
-        rows[RETRAINED] = (reference.test, reference.train)
-    judge = Judge(n, forgotten, test, train, answered[UNFILTERED].test, None if reference is None else reference.test)
-    second = answered.get("second_retrained")
-    floor = None
-    if reference is not None and second is not None:
+    rules, left_out = baselines.baseline_rules(n, forgotten, means, logit_means)
+    reference, second, floor = None, None, None
+    if RETRAINED in answered:
+        reference = asking.over_retained(answered[RETRAINED].test, forgotten)
+    original = answered[UNFILTERED]
+    judge = Judge(n, forgotten, test, train, original.test, reference)
+    if reference is not None and SECOND in answered:
+        second = asking.over_retained(answered[SECOND].test, forgotten)
         floor = {
-            "retained": judge.distance(second.test, reference.test, judge.kept),
-            "forgotten": judge.distance(second.test, reference.test, judge.gone),
+            "retained": judge.distance(second, reference, judge.kept),
+            "forgotten": judge.distance(second, reference, judge.gone),
         }
+    candidates = [name for name in answered if name not in (UNFILTERED, UNLEARNED, RETRAINED, SECOND)]
+    judged, histograms = {}, {}
+    for name in (UNLEARNED, *rules, *candidates, RETRAINED):
+        if name in rules:  # made when its turn comes: of large test sets, one baseline at a time fits into memory
+            p, p_train = rules[name](original.test), None if original.train is None else rules[name](original.train)
+        elif name in answered:
+            p, p_train = answered[name].test, answered[name].train
+        else:
+            continue
+        judged[name] = judge.judge(p, p_train, name in DRAWN)
+        if name in DRAWN:
+            histograms[name] = judge.histograms(p)
     evaluation = {
         "format": FORMAT,
         "mpru_tf": mpru_tf.__version__,
@@ -373,7 +392,7 @@ def _judged(
         "original": sources[UNFILTERED],
         "unlearned": sources[UNLEARNED],
         "retrained": sources.get(RETRAINED),
-        "second_retrained": sources.get("second_retrained"),
+        "second_retrained": sources.get(SECOND),
         "data": {
             "file": test.file,
             "test": len(test),
@@ -388,11 +407,14 @@ def _judged(
         "redacted": manifest is not None and manifest.redacted,
         "method": manifest.method if manifest is not None else None,
         "temperature": manifest.temperature if manifest is not None else None,
-        "answers": {name: judge.judge(p, p_train, name in DRAWN) for name, (p, p_train) in rows.items()},
+        "answers": judged,
         "floor": floor,
+        "retrained_mass_on_forgotten": (
+            float(answered[RETRAINED].test[:, list(forgotten)].sum(axis=1).mean()) if RETRAINED in answered else None
+        ),
         "mean_confidence_histograms": {
             "edges": np.linspace(0, 1, BINS + 1).tolist(),
-            **{name: judge.histograms(rows[name][0]) for name in DRAWN if name in rows},
+            **{name: histograms[name] for name in DRAWN if name in histograms},
         },
         "seconds": {name: one.seconds for name, one in answered.items()},
         "left_out": dict(left_out),

@@ -24,7 +24,12 @@ class Judge:
         forgotten: the forgotten ones.
         test, train: the examples.
         original: answers of the unfiltered model, float64 ``[N, n]``.
-        reference: answers of the retrained model, if there is one.
+        reference: answers of the retrained model over the retained classes, if there is one.
+
+    Attributes:
+        gone, kept: bool ``[N]``, test examples of forgotten and of retained classes.
+        nearest: by forgotten class, the retained class that its examples are told from, for all answers alike: the
+            nearest by the reference or, without one, by the original.
     """
 
     def __init__(
@@ -40,6 +45,9 @@ class Judge:
         self.original, self.reference = original, reference
         self.gone = np.isin(test.y, forgotten)
         self.kept = ~self.gone
+        retained = [c for c in range(n) if c not in forgotten]
+        source = original if reference is None else reference
+        self.nearest = {f: attacks.nearest_class(source, test.y, f, retained) for f in forgotten if (test.y == f).any()}
 
     def judge(self, p: Floats, p_train: Floats | None, curves: bool) -> dict[str, Any]:
         """The figures of answers ``p [N, n]`` and, on training examples, ``p_train``."""
@@ -54,7 +62,10 @@ class Judge:
             "zrf": self.randomness(p),
             "retained": None if reference is None else self.distance(p, reference, self.kept),
             "forgotten": None if reference is None else self.distance(p, reference, self.gone),
-            "to_original": {"retained": self.distance(p, self.original, self.kept)},
+            "to_original": {
+                "retained": self.distance(p, self.original, self.kept),
+                "forgotten": self.distance(p, self.original, self.gone),
+            },
             "destinations": destinations.tolist(),
             "class_kl": None if reference is None else metrics.class_kl(p, reference, y, self.n).tolist(),
             "membership": self.membership(p, p_train, forgotten=True, curves=curves),
@@ -88,12 +99,13 @@ class Judge:
         return found
 
     def nearest_class(self, p: Floats) -> dict[str, Any] | None:
-        """For each forgotten class, whether its examples can be told from those of the class that they now go to."""
+        """For each forgotten class, whether its examples can be told from those of its nearest class."""
         retained = [c for c in range(self.n) if c not in self.forgotten]
         found: dict[str, Any] = {}
-        for f in self.forgotten:
+        for f, nearest in self.nearest.items():
+            pair = np.isin(self.test.y, [f, nearest])
             with contextlib.suppress(DataError):  # too few examples of one of the two
-                found[str(f)] = attacks.recognise(p, self.test.y, f, retained).to_dict()
+                found[str(f)] = attacks.recognise(p[pair], self.test.y[pair], f, retained, nearest).to_dict()
         return found or None
 
     def histograms(self, p: Floats) -> dict[str, list[float] | None]:

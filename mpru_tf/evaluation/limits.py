@@ -8,6 +8,9 @@ from typing import Any
 from mpru_tf.evaluation import metrics
 from mpru_tf.evaluation.asking import TRAIN_ROWS
 
+_MASS = 0.001  # probability on forgotten classes that a retrained model leaves without a word
+_WORSE = 0.1  # by how much it may be right less often
+
 
 def limits(evaluation: Mapping[str, Any], is_filter: bool, means_warning: str | None, odd: Sequence[str]) -> list[str]:
     """What the figures do not show, one sentence each.
@@ -19,16 +22,18 @@ def limits(evaluation: Mapping[str, Any], is_filter: bool, means_warning: str | 
         odd: what is odd about the versions.
     """
     told = list(odd)
-    unlearned = bool(evaluation["unlearned"]["unlearned_in_weights"])
-    if unlearned:
+    in_weights = evaluation["unlearned"]["unlearned_in_weights"]
+    untouched = [c for c in evaluation["forgotten"] if c not in in_weights] if is_filter else []
+    if in_weights:
         told.append(
-            "UNSIR changed the weights, and guarantees nothing: only answers were looked at here, not whether the "
-            "weights learn the class again quickly (relearn time, anamnesis index) or tell it in their activations."
+            f"UNSIR changed the weights for {_classes(in_weights)}, and guarantees nothing: only answers were looked "
+            "at here, not whether the weights learn it again quickly (relearn time, anamnesis index) or tell it in "
+            "their activations."
         )
-    elif is_filter:
+    if untouched:
         told.append(
-            "The weights in the file still hold the class: the filter changes what is answered, and whoever holds the "
-            "file can take it off."
+            f"The weights in the file still hold {_classes(untouched)}: the filter changes what is answered, and "
+            "whoever holds the file can take it off."
         )
     if is_filter:
         told.append(
@@ -45,7 +50,11 @@ def limits(evaluation: Mapping[str, Any], is_filter: bool, means_warning: str | 
             "apart as well, and a distance as small as theirs means nothing."
         )
     else:
-        told.append("The floor is one distance between two trainings; other seeds would give another one.")
+        told.append(
+            "The floor is one distance between two trainings; other seeds would give another one. It is no bound: "
+            "answers that average over seeds can be nearer to either."
+        )
+    told += _about_retrained(evaluation)
     data = evaluation["data"]
     gone = sum(data["per_class"][c] for c in evaluation["forgotten"])
     if not gone:
@@ -68,12 +77,43 @@ def limits(evaluation: Mapping[str, Any], is_filter: bool, means_warning: str | 
         "The attack on the nearest class is our own formalisation of MIA-NN (Wang, Ebrahimpour-Boroojeny, Sundaram, "
         "arXiv 2506.20893), with a linear attacker."
     )
-    if is_filter and not unlearned:
+    if untouched:
         told.append(
             "Relearn time and the anamnesis index measure how fast weights learn a class again. A filter leaves the "
-            "weights as they are, so these do not apply to it."
+            f"weights as they are, so these do not apply to what it does to {_classes(untouched)}."
         )
     told.append(f"In a divergence, a probability below {metrics.FLOOR:g} counts as {metrics.FLOOR:g}.")
     if means_warning is not None:
         told.append(means_warning)
+    return told
+
+
+def _classes(indices: Sequence[int]) -> str:
+    return f"class{'es' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
+
+
+def _about_retrained(evaluation: Mapping[str, Any]) -> list[str]:
+    """What is odd about the model that stands for retraining."""
+    answers, told = evaluation["answers"], []
+    retrained = answers.get("retrained")
+    if retrained is None:
+        return []
+    knows, mass = retrained["accuracy_forgotten"], evaluation["retrained_mass_on_forgotten"]
+    if knows:
+        told.append(
+            f"The retrained model takes {100 * knows:.1f} % of the examples of forgotten classes for what they are: it "
+            "has seen them, or its answers are not in the order of the data. Distances to it say nothing."
+        )
+    elif mass > _MASS:
+        told.append(
+            f"The retrained model gives forgotten classes a probability of {mass:.3f} in the mean, which a filter "
+            "cannot: distances are taken to its answers given a retained class."
+        )
+    before, after = answers["unfiltered"]["accuracy_retained"], retrained["accuracy_retained"]
+    if before is not None and after is not None and after < before - _WORSE:
+        told.append(
+            f"On retained classes the retrained model is right in {100 * after:.1f} % of the examples, the original in "
+            f"{100 * before:.1f} %: it is a weaker model, or its answers are not in the order of the data, and "
+            "nearness to it is worth less."
+        )
     return told

@@ -37,7 +37,7 @@ def page(evaluation: Values) -> str:
     Args:
         evaluation: what :func:`mpru_tf.evaluation.evaluate.evaluate` returned, or evaluation.json holds.
     """
-    evaluation = _without_twin(evaluation)
+    evaluation = without_twin(evaluation)
     parts = (_facts, _against_retraining, _where_they_go, _confidence, _per_class, _membership, _nearest, _limits)
     title = _text(f"Does it forget {_named(evaluation)}?")
     return (
@@ -119,18 +119,26 @@ def _method(evaluation: Values) -> str:
     method = evaluation["method"]
     if method is not None and evaluation["temperature"] is not None:
         method = f"{method}, temperature {evaluation['temperature']:g}"
-    if not evaluation["unlearned"]["unlearned_in_weights"]:
+    in_weights = evaluation["unlearned"]["unlearned_in_weights"]
+    if not in_weights:
         return method or "not a filter of ours (no manifest)"
-    return f"UNSIR in the weights, and on top a filter: {method}" if method else "UNSIR in the weights, no filter"
+    if not method:
+        return "UNSIR in the weights, no filter"
+    by_unsir = ", ".join(_class(evaluation, c) for c in in_weights)
+    return f"UNSIR in the weights ({by_unsir}), and on top a filter ({_all_forgotten(evaluation)}): {method}"
+
+
+def _all_forgotten(evaluation: Values) -> str:
+    names = [_class(evaluation, c) for c in evaluation["forgotten"]]
+    return ", ".join(names[:_LISTED]) + (f", and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
 def _facts(evaluation: Values) -> str:
     data, unlearned = evaluation["data"], evaluation["unlearned"]
     gone = sum(data["per_class"][c] for c in evaluation["forgotten"])
-    names = [_class(evaluation, c) for c in evaluation["forgotten"]]
-    listed = ", ".join(names[:_LISTED]) + (f", and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    listed, count = _all_forgotten(evaluation), len(evaluation["forgotten"])
     facts: list[tuple[str, str]] = [
-        ("Forgotten", f"{_text(listed)}; {len(names)} of {evaluation['classes']} classes"),
+        ("Forgotten", f"{_text(listed)}; {count} of {evaluation['classes']} classes"),
         ("Method", _text(_method(evaluation))),
         ("Version judged", _source(unlearned)),
         ("Original", _source(evaluation["original"])),
@@ -149,15 +157,21 @@ def _facts(evaluation: Values) -> str:
     return f'<section id="what">\n<h2>What was forgotten</h2>\n{redacted}<dl class="facts">{rows}</dl>\n</section>\n'
 
 
-def _without_twin(evaluation: Values) -> Values:
+def without_twin(evaluation: Values) -> Values:
     """The evaluation without the baseline that the judged version is itself: two rows alike tell nothing."""
     answers, method = evaluation["answers"], evaluation["method"]
-    if method not in answers:
-        return evaluation
-    ours, twin = (answers[name]["to_original"]["retained"] for name in ("unlearned", method))
-    if ours is None or abs(ours["tv"] - twin["tv"]) > 1e-5:
+    if method not in answers or not _alike(answers["unlearned"], answers[method]):
         return evaluation
     return {**evaluation, "answers": {name: one for name, one in answers.items() if name != method}}
+
+
+def _alike(one: Values, other: Values) -> bool:
+    """Whether two sets of answers are the same, by how far each is from the original."""
+    for part in ("retained", "forgotten"):
+        a, b = one["to_original"][part], other["to_original"][part]
+        if (a is None) != (b is None) or (a is not None and any(abs(a[key] - b[key]) > 1e-5 for key in ("kl", "tv"))):
+            return False
+    return True
 
 
 Column = tuple[str, str, str, Callable[[Values], "float | None"], Callable[[float], str]]
@@ -197,8 +211,8 @@ def _against_retraining(evaluation: Values) -> str:
         else ""
     )
     lead = (
-        "All ways to answer, the nearest to the retrained model on top. Nothing can be expected below the floor, the "
-        "distance between two retrained models."
+        "All ways to answer, the nearest to the retrained model on top. The floor is the distance between two "
+        "retrained models; what averages over seeds, as flatter answers do, can lie below it."
         if evaluation["floor"] is not None
         else "All ways to answer, the nearest to the retrained model on top."
         if evaluation["retrained"] is not None
@@ -228,8 +242,15 @@ def _columns(evaluation: Values) -> list[Column]:
         apart = one["to_original"]["retained"]
         return None if apart is None else float(apart["tv"])
 
-    def attack(one: Values) -> float | None:
-        return None if not one["membership"] else max(each["auc"] for each in one["membership"].values())
+    def strongest(one: Values) -> float | None:
+        return _strongest(one["membership"]) if reference is None else None  # then the gap says more
+
+    def membership_gap(one: Values) -> float | None:
+        if reference is None or not one["membership"] or not reference["membership"]:
+            return None
+        theirs = reference["membership"]
+        gaps = [float(each["auc"] - theirs[signal]["auc"]) for signal, each in one["membership"].items()]
+        return max(gaps, key=abs)
 
     def gap(one: Values) -> float | None:
         gaps = _gaps(one, reference)
@@ -251,10 +272,12 @@ def _columns(evaluation: Values) -> list[Column]:
          lambda one: one["calibration_error_retained"], _number),
         ("moved", "retained", "mean total variation from the unfiltered answers: how much bystanders notice.",
          moved, _number),
-        ("membership", "best AUC", "the strongest attack that tells training from test examples of forgotten classes; "
-         "0.5 is guessing.", attack, _number),
+        ("membership", "AUC", "the strongest attack that tells training from test examples of forgotten classes; 0.5 "
+         "is guessing, and below it tells as much as above.", strongest, _number),
+        ("membership", "gap", "by how much the AUC of an attack differs from that on the retrained model, for the "
+         "attack where it differs most; 0 is best.", membership_gap, _signed),
         ("nearest class", "gap", "how much better than in the retrained model a forgotten class can be told from the "
-         "class that it goes to, as a difference of AUCs; of several classes the largest.", gap, _signed),
+         "class nearest to it, as a difference of AUCs; of several classes the largest.", gap, _signed),
     ]  # fmt: skip
 
 
@@ -270,7 +293,7 @@ def _row(evaluation: Values, name: str, columns: Sequence[Column]) -> str:
         '<td>0<span class="tag">by definition</span></td>'
         if is_reference and column[0] == "KL"
         else _DASH
-        if is_reference and column[0] in ("agreement", "nearest class")
+        if is_reference and (column[0] == "agreement" or column[1] == "gap")
         else _cell(column[3](one), column[4])
         for column in columns
     )
@@ -410,18 +433,20 @@ def _membership(evaluation: Values) -> str:
         ]
         figures.append(roc(series, _upper(_SIGNALS.get(signal, signal))))
     heads = "".join(
-        f'<th scope="col">{_text(_SIGNALS.get(signal, signal))}<small>AUC, advantage</small></th>' for signal in ours
+        f'<th scope="col">{_text(_SIGNALS.get(signal, signal))}<small>AUC &plusmn; error, advantage</small></th>'
+        for signal in ours
     )
     rows = []
     for name, one in answers.items():
         if one["membership"]:
             cells = "".join(
-                f"<td>{each['auc']:.3f}<span class='tag'>{each['advantage']:.3f}</span></td>"
+                f"<td>{each['auc']:.3f}<span class='tag'>&plusmn; {each['error']:.3f}, {each['advantage']:.3f}</span>"
+                "</td>"
                 for each in one["membership"].values()
             )
             style = {"unlearned": "this", "retrained": "reference"}.get(name, "")
             kept = one["membership_retained"]
-            best = _cell(max(each["auc"] for each in kept.values()) if kept else None, _number)
+            best = _cell(_strongest(kept), _number)
             rows.append(f'<tr class="{style}"><th scope="row">{_answers_name(evaluation, name)}</th>{cells}{best}</tr>')
     first = next(iter(ours.values()))
     return (
@@ -430,7 +455,7 @@ def _membership(evaluation: Values) -> str:
         "dotted diagonal nothing can be told. What counts is the gap to the retrained model, which was trained on none "
         f'of them.</p>\n<div class="panels">{"".join(figures)}</div>\n'
         f'<div class="scroll"><table><thead><tr><th scope="col">answers</th>{heads}<th scope="col">retained classes'
-        f"<small>best AUC</small></th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>\n</section>\n"
+        f"<small>strongest AUC</small></th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>\n</section>\n"
     )
 
 
@@ -446,7 +471,12 @@ def _nearest(evaluation: Values) -> str:
     if "unlearned" not in tried:
         return f"{head}<p>Not tried: it needs at least ten examples of both.</p>\n</section>\n"
     shown = list(tried["unlearned"])[:_PANELS]
-    heads = "".join(f'<th scope="col">{_text(_class(evaluation, int(c)))}<small>AUC</small></th>' for c in shown)
+    told_from = {c: found["nearest"] for c, found in tried["unlearned"].items()}
+    heads = "".join(
+        f'<th scope="col">{_text(_class(evaluation, int(c)))}'
+        f"<small>from {_text(_class(evaluation, told_from[c]))}</small></th>"
+        for c in shown
+    )
     many = len(shown) < len(evaluation["forgotten"])
     if many:
         heads += '<th scope="col">all<small>mean AUC</small></th>'
@@ -458,18 +488,18 @@ def _nearest(evaluation: Values) -> str:
             if c not in found:
                 cells.append(_DASH)
                 continue
-            gap = f"{_signed(gaps[c])}, " if c in gaps and name != "retrained" else ""
-            nearest = _text(_class(evaluation, found[c]["nearest"]))
-            cells.append(f"<td>{found[c]['auc']:.3f}<span class='tag'>{gap}{nearest}</span></td>")
+            gap = f", gap {_signed(gaps[c])}" if c in gaps and name != "retrained" else ""
+            error = f"&plusmn; {found[c]['error']:.3f}"
+            cells.append(f"<td>{found[c]['auc']:.3f}<span class='tag'>{error}{gap}</span></td>")
         if many:
             cells.append(f"<td>{sum(one['auc'] for one in found.values()) / len(found):.3f}</td>")
         style = {"unlearned": "this", "retrained": "reference"}.get(name, "")
         rows.append(f'<tr class="{style}"><th scope="row">{_answers_name(evaluation, name)}</th>{"".join(cells)}</tr>')
-    below = "; below it, the gap to the retrained model and the nearest class" if "retrained" in tried else ""
+    whose = "retrained" if "retrained" in tried else "unfiltered"
     return (
         f"{head}<p>A linear attacker, fitted to answers with known classes, tells examples of a forgotten class from "
-        f"those of the retained class that it mostly goes to. 0.5 is guessing{below}. A retrained model answers unseen "
-        "classes differently as well: its AUC is the part that no forgetting can avoid.</p>\n"
+        f"those of the retained class that the {whose} model mostly takes them for. 0.5 is guessing. A retrained model "
+        "answers unseen classes differently as well: its AUC is the part that no forgetting can avoid.</p>\n"
         f'<div class="scroll"><table><thead><tr><th scope="col">answers</th>{heads}</tr></thead><tbody>'
         f"{''.join(rows)}</tbody></table></div>\n</section>\n"
     )
@@ -481,6 +511,11 @@ def _limits(evaluation: Values) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- small parts
+def _strongest(membership: Values | None) -> float | None:
+    """The AUC of the attack that tells most."""
+    return max((each["auc"] for each in membership.values()), key=lambda area: abs(area - 0.5)) if membership else None
+
+
 def _gaps(one: Values, reference: Values | None) -> dict[str, float]:
     """By forgotten class, how much further than in the retrained model the attack on the nearest class gets."""
     if reference is None or not one["nearest_class"] or not reference["nearest_class"]:

@@ -27,8 +27,8 @@ code { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono",
 .scroll { overflow-x: auto; margin: .8rem 0; border: 1px solid var(--line); border-radius: .5rem; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }
-th, td { padding: .45rem .6rem; text-align: right; border-top: 1px solid var(--line); white-space: nowrap; }
-thead th { border-top: 0; vertical-align: bottom; font-weight: 600; white-space: normal; min-width: 4.4rem;
+th, td { padding: .45rem .45rem; text-align: right; border-top: 1px solid var(--line); white-space: nowrap; }
+thead th { border-top: 0; vertical-align: bottom; font-weight: 600; white-space: normal; min-width: 4rem;
   background: var(--panel); }
 thead th small { display: block; font-weight: 400; color: var(--soft); }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--ground); font-weight: 500; z-index: 1;
@@ -94,7 +94,7 @@ footer { margin-top: 2.5rem; font-size: .85rem; color: var(--soft); border-top: 
 @media (max-width: 40rem) {
   dl.facts { grid-template-columns: 1fr; gap: 0; }
   dl.facts dd { margin-bottom: .5rem; }
-  th, td { padding: .4rem .55rem; }
+  th, td { padding: .4rem .45rem; }
   th:first-child { max-width: 8.5rem; min-width: 7rem; }
 }
 @media print {

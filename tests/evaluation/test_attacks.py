@@ -228,14 +228,41 @@ def test_of_several_forgotten_classes_each_has_its_result(digits: tuple[Array, n
     assert found == attacks.nearest_class_attack(p, y, [8, 3], seed=0)
 
 
-def test_the_attacker_sees_no_forgotten_column() -> None:
+def test_the_attacker_sees_all_that_is_answered() -> None:
     rng = np.random.default_rng(0)
     y = np.where(np.arange(200) < 100, 2, 0)
     p = np.zeros((200, 4))
     p[:, :2] = 0.8 * rng.dirichlet([6.0, 3.0], 200)
-    p[np.arange(200), np.where(y == 2, 2, 3)] = 0.2  # would give the class away at once
-    assert attacks.recognise(p, y, 2, [0, 1]).auc == pytest.approx(0.5, abs=0.15)
+    p[np.arange(200), np.where(y == 2, 2, 3)] = 0.2  # an unfiltered model's own class
     assert attacks.recognise(p, y, 2, [0, 1, 3]).auc == 1.0
+    filtered = renormalize(p, [2, 3])
+    assert attacks.recognise(filtered, y, 2, [0, 1]).auc == pytest.approx(0.5, abs=0.15)
+
+
+def test_all_models_are_attacked_on_one_pair() -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(300) % 3
+    p = np.zeros((300, 3))
+    p[:, :2] = rng.dirichlet([6.0, 3.0], 300)
+    p[y == 1] = p[y == 1][:, [1, 0, 2]]
+    assert attacks.nearest_class(p, y, 2, [0, 1]) == 0
+    assert attacks.recognise(p, y, 2, [0, 1]) == attacks.recognise(p, y, 2, [0, 1], nearest=0)
+    other = attacks.recognise(p, y, 2, [0, 1], nearest=1)
+    assert (other.nearest, other.nearest_examples) == (1, 100)
+    assert other.auc > 0.7 > attacks.recognise(p, y, 2, [0, 1]).auc
+    with pytest.raises(ForgetListError, match="none of the retained"):
+        attacks.recognise(p, y, 2, [0], nearest=1)
+
+
+def test_standard_error_of_an_area() -> None:
+    # By hand: A = 0.8, 50 and 50: Q1 = 2/3, Q2 = 1.28/1.8; (0.16 + 49 (Q1 - 0.64) + 49 (Q2 - 0.64)) / 2500
+    assert attacks.auc_error(0.8, 50, 50) == pytest.approx(((0.16 + 49 * (2 / 3 + 1.28 / 1.8 - 1.28)) / 2500) ** 0.5)
+    assert attacks.auc_error(0.2, 50, 50) == pytest.approx(attacks.auc_error(0.8, 50, 50))
+    assert attacks.auc_error(1.0, 50, 50) == 0.0
+    # As many draws show it: areas of two normal distributions a unit apart
+    rng = np.random.default_rng(0)
+    areas = [attacks.auc(rng.normal(1.0, 1.0, 80), rng.normal(0.0, 1.0, 40)) for _ in range(2000)]
+    assert attacks.auc_error(float(np.mean(areas)), 80, 40) == pytest.approx(np.std(areas), rel=0.1)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -36,6 +38,11 @@ def digits() -> tuple[Array, Array, Labels, Labels]:
     return p[train], p[~train], data.target[train], data.target[~train]
 
 
+def answers_of(p: Any, forgotten: Any, *means: Any, **by_name: Any) -> tuple[dict[str, Array], dict[str, str]]:
+    rules, left_out = baselines.baseline_rules(np.shape(p)[1], forgotten, *means, **by_name)
+    return {name: rule(p) for name, rule in rules.items()}, left_out
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # All of them
 
@@ -43,7 +50,7 @@ def digits() -> tuple[Array, Array, Labels, Labels]:
 def test_all_baselines_in_order(digits: tuple[Array, Array, Labels, Labels]) -> None:
     seen, p, y, _ = digits
     means = ClassMeans.from_outputs(seen, y)
-    answers, left_out = baselines.baseline_answers(p, [8, 3], means, baselines.logit_class_means(seen, y, 10))
+    answers, left_out = answers_of(p, [8, 3], means, baselines.logit_class_means(seen, y, 10))
     assert left_out == {}
     assert tuple(answers) == baselines.NAMES
     assert baselines.NAMES[0] == "unfiltered"
@@ -64,7 +71,7 @@ def test_all_baselines_in_order(digits: tuple[Array, Array, Labels, Labels]) -> 
 
 def test_without_means_three_are_left_out() -> None:
     p, _ = drawn(0)
-    answers, left_out = baselines.baseline_answers(p, [1])
+    answers, left_out = answers_of(p, [1])
     assert [name for name in baselines.NAMES if name not in answers] == list(left_out)
     assert set(left_out) >= {"mean", "gram_schmidt", "linear_filtration"}
     assert set(answers) >= {"unfiltered", "renormalize", "tempered"}
@@ -73,7 +80,7 @@ def test_without_means_three_are_left_out() -> None:
 
 def test_means_that_cannot_be_trusted_are_left_out() -> None:
     p, y = drawn(0, own=0.5)
-    answers, left_out = baselines.baseline_answers(p, [1], ClassMeans.from_outputs(p, y))
+    answers, left_out = answers_of(p, [1], ClassMeans.from_outputs(p, y))
     assert "mean" not in answers
     assert "gram_schmidt" not in answers
     assert "would not be trustworthy" in left_out["mean"]
@@ -82,7 +89,7 @@ def test_means_that_cannot_be_trusted_are_left_out() -> None:
 def test_means_of_some_classes_will_do_for_some_methods() -> None:
     p, y = drawn(0)
     some = y != 3
-    answers, left_out = baselines.baseline_answers(p, [1], ClassMeans.from_outputs(p[some], y[some]))
+    answers, left_out = answers_of(p, [1], ClassMeans.from_outputs(p[some], y[some]))
     assert "mean" in answers
     assert "no mean of class 3" in left_out["gram_schmidt"]
 
@@ -90,12 +97,12 @@ def test_means_of_some_classes_will_do_for_some_methods() -> None:
 def test_refusals() -> None:
     p, y = drawn(0)
     with pytest.raises(ClassMeansError, match="another number of classes"):
-        baselines.baseline_answers(p, [1], ClassMeans.from_outputs(*drawn(0, n=4)))
+        answers_of(p, [1], ClassMeans.from_outputs(*drawn(0, n=4)))
     for forgotten in ([], [5], [1, 1], range(5)):
         with pytest.raises(ForgetListError):
-            baselines.baseline_answers(p, forgotten)
+            answers_of(p, forgotten)
     with pytest.raises(DataError, match="NaN or infinity in 1 of 1 rows"):
-        baselines.baseline_answers([[np.nan, 1.0]], [0])
+        answers_of([[np.nan, 1.0]], [0])
     with pytest.raises(DataError, match=r"1 classes without examples \[4\]"):
         baselines.logit_class_means(p[y != 4], y[y != 4], 5)
     with pytest.raises(DataError, match="5 columns"):
@@ -171,6 +178,6 @@ def test_means_that_are_refused(means: Array, says: str) -> None:
     p, _ = drawn(0)
     with pytest.raises(ClassMeansError, match=says):
         baselines.linear_filtration(p, means, [1])
-    answers, left_out = baselines.baseline_answers(p, [1], logit_means=means)
+    answers, left_out = answers_of(p, [1], logit_means=means)
     assert "linear_filtration" not in answers
     assert says.strip("\\") in left_out["linear_filtration"] or "(4, 4)" in left_out["linear_filtration"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,10 @@ from mpru_tf.errors import (
     UnsupportedModelError,
 )
 from mpru_tf.evaluation import metrics
+from mpru_tf.evaluation.attacks import auc_error, nearest_class
 from mpru_tf.evaluation.evaluate import evaluate, to_json, write
-from mpru_tf.evaluation.report import page
+from mpru_tf.evaluation.limits import limits
+from mpru_tf.evaluation.report import page, verdict, without_twin
 from mpru_tf.filters import make_filter
 
 World = Any
@@ -94,6 +98,15 @@ def test_membership_is_between_train_and_test(evaluation: dict[str, Any]) -> Non
     curve = evaluation["answers"]["unlearned"]["membership"]["confidence"]
     assert np.trapezoid(curve["tpr"], curve["fpr"]) == pytest.approx(curve["auc"], abs=0.01)
     assert evaluation["answers"]["unlearned"]["nearest_class"][str(FORGOTTEN)]["examples"] == 40
+    assert curve["error"] == pytest.approx(auc_error(curve["auc"], 60, 40))
+
+
+def test_all_answers_are_attacked_on_the_pair_of_the_retrained_model(world: World, evaluation: dict[str, Any]) -> None:
+    x, y = arrays(world.test)
+    reference = np.insert(answers_of(world.retrained, x), FORGOTTEN, 0.0, axis=1)
+    nearest = nearest_class(reference, y, FORGOTTEN, [c for c in range(CLASSES) if c != FORGOTTEN])
+    found = {one["nearest_class"][str(FORGOTTEN)]["nearest"] for one in evaluation["answers"].values()}
+    assert found == {nearest}
 
 
 def test_it_is_json(evaluation: dict[str, Any]) -> None:
@@ -138,12 +151,65 @@ class TestAnswersInAFile:
             ({"answers": np.full((200, 5), np.nan)}, "NaN or infinity in 200 of 200 rows"),
             ({"answers": np.full((200, 5), -np.inf)}, "minus infinity"),
             ({"answers": None}, "holds no answers"),
+            ({"answers": np.float64(0.2)}, "no array of rows"),
+            ({"answers": np.full((200, 5), 20.0)}, "cannot be told what"),  # percentages
+            ({"answers": np.full((200, 5), 0.2) + 0.1 * np.eye(5)[0] * (np.arange(200) == 7)[:, None]}, "row 7 first"),
+            ({"answers_train": np.full((900, 5), 0.2)}, "not about the examples"),
         ],
     )
     def test_refused(self, world: World, tmp_path: Path, change: dict[str, Any], words: str) -> None:
         path = self.stored(world, tmp_path, **change)
         with pytest.raises(DataError, match=words):
+            evaluate(world.original, world.base, world.test, retrained=path, train_data=world.train)
+
+    def test_positive_logits_by_their_name(self, world: World, tmp_path: Path, evaluation: dict[str, Any]) -> None:
+        logits = np.log(answers_of(world.retrained, arrays(world.test)[0])) + 100
+        path = self.stored(world, tmp_path, answers=None, answers_train=None, logits=logits)
+        found = evaluate(world.original, world.base, world.test, retrained=path)
+        ours, theirs = (one["answers"]["unlearned"]["forgotten"]["kl"] for one in (found, evaluation))
+        assert ours == pytest.approx(theirs, rel=1e-4)
+        assert found["retrained"]["kind"] == "logits"
+
+    def test_a_member_that_is_no_array(self, world: World, tmp_path: Path) -> None:
+        path = self.stored(world, tmp_path)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("notes.txt", "not an array")
+        with pytest.raises(DataError, match=r"no array of rows\. Received: notes\.txt"):
             evaluate(world.original, world.base, world.test, retrained=path)
+
+    @pytest.mark.parametrize("other", ["original", "unlearned"])
+    def test_no_retrained_model(self, world: World, other: str) -> None:
+        with pytest.raises(DataError, match="exactly as the un"):
+            evaluate(world.original, world.base, world.test, retrained=getattr(world, other))
+
+    def test_the_same_model_twice_is_no_floor(self, world: World) -> None:
+        with pytest.raises(DataError, match="exactly as the retrained one"):
+            evaluate(
+                world.original, world.base, world.test, retrained=world.retrained, second_retrained=world.retrained
+            )
+
+    def test_one_that_knows_the_class(self, world: World, tmp_path: Path) -> None:
+        p = answers_of(world.original, arrays(world.test)[0])
+        path = self.stored(world, tmp_path, answers=0.99 * p + 0.002, answers_train=None)
+        found = evaluate(world.original, world.base, world.test, retrained=path)
+        assert any("it has seen them" in sentence for sentence in found["limits"])
+
+    def test_one_in_another_order(self, world: World, tmp_path: Path) -> None:
+        p = answers_of(world.retrained, arrays(world.test)[0])
+        path = self.stored(world, tmp_path, answers=np.roll(p, 1, axis=0), answers_train=None)
+        found = evaluate(world.original, world.base, world.test, retrained=path)
+        assert any("not in the order of the data" in sentence for sentence in found["limits"])
+
+    def test_mass_on_forgotten_classes_is_told_and_left_out(
+        self, world: World, tmp_path: Path, evaluation: dict[str, Any]
+    ) -> None:
+        p = np.insert(0.96 * answers_of(world.retrained, arrays(world.test)[0]), FORGOTTEN, 0.04, axis=1)
+        path = self.stored(world, tmp_path, answers=p, answers_train=None)
+        found = evaluate(world.original, world.base, world.test, retrained=path)
+        assert found["retrained_mass_on_forgotten"] == pytest.approx(0.04)
+        assert any("probability of 0.040 in the mean" in sentence for sentence in found["limits"])
+        ours, theirs = (one["answers"]["unlearned"]["forgotten"]["kl"] for one in (found, evaluation))
+        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 class TestExamples:
@@ -224,6 +290,16 @@ class TestWhatIsSaid:
     def test_made_from_another_model(self, world: World) -> None:
         found = evaluate(world.second, world.base, world.test)
         assert found["limits"][0].startswith("By its manifest, the unlearned version was not made from this original")
+
+    def test_what_is_in_the_weights_and_what_in_the_filter(self, evaluation: dict[str, Any]) -> None:
+        both = copy.deepcopy(evaluation)
+        both["unlearned"]["unlearned_in_weights"] = [1]
+        said = " ".join(limits(both, True, None, ()))
+        assert "UNSIR changed the weights for class 1," in said
+        assert f"The weights in the file still hold class {FORGOTTEN}:" in said
+        assert f"do not apply to what it does to class {FORGOTTEN}." in said
+        shown = page(both)
+        assert "UNSIR in the weights (bee), and on top a filter (cat): tempered" in shown
 
     def test_changed_afterwards(self, world: World, tmp_path: Path) -> None:
         base = Path(shutil.copytree(world.unlearned, tmp_path / "m" / "2"))
@@ -323,6 +399,11 @@ class TestCommand:
         assert str(out / "report.html") in result.stdout
         found = json.loads((out / "evaluation.json").read_text())
         assert (out / "report.html").read_text() == page(found)
+        # The version is the tempered baseline itself, which is not counted as another way.
+        assert "tempered" in found["answers"]
+        told = verdict(without_twin(found))[2]
+        assert told.startswith(f"Of {len(found['answers']) - 4} other ways")
+        assert told in (out / "report.html").read_text()
 
     def test_json(self, world: World, tmp_path: Path) -> None:
         given = ("--original", world.original, "--unlearned", world.base, "--data", world.test)
