@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,7 @@ from rich.table import Table
 
 from mpru_tf.class_means import ClassMeans
 from mpru_tf.evaluation import attacks, metrics
-from mpru_tf.evaluation.baselines import linear_filtration, logit_class_means
-from mpru_tf.filters import METHODS, make_filter
+from mpru_tf.evaluation.baselines import Rule, baseline_rules, logit_class_means
 
 HERE = Path(__file__).resolve().parent
 EXPERIMENTS = {
@@ -45,6 +43,7 @@ EXPERIMENTS = {
     "cifar10": (range(10), "train_cifar.py", ["--dataset", "cifar10"], 0.0145),
     "cifar100": ((53, *range(0, 90, 10)), "train_cifar.py", ["--dataset", "cifar100"], 0.0017),
 }
+console = Console(stderr=True, highlight=False)
 MOST_ROWS = 20_000  # for the attacks, of each side
 MOST_PER_SIDE = 3_000  # for the regression of the attack on the nearest class
 
@@ -65,7 +64,7 @@ class Trained:
         with np.load(folder / "labels.npz") as labels:
             y_train, y_test = labels["train"], labels["test"]
         train, test, told = {}, {}, {}
-        for path in track(sorted(folder.glob("*-seed-*.npz")), "reading answers", console=Console(stderr=True)):
+        for path in track(sorted(folder.glob("*-seed-*.npz")), "reading answers", console=console):
             with np.load(path) as file:
                 run = Run.of_file(path.name)
                 train[run], test[run] = file["train"], file["test"]
@@ -91,16 +90,14 @@ class Trained:
 
 
 # ----------------------------------------------------------------------------------------------------------- distances
-def methods_of(trained: Trained, original: Run, c: int) -> dict[str, Callable[[Array], Array]]:
+def methods_of(trained: Trained, original: Run, c: int) -> dict[str, Rule]:
     """What each method makes of probabilities [N, n]; class means come from the training set."""
     p_train = probabilities(trained.train[original])
     means = ClassMeans.from_outputs(p_train, trained.y_train)
-    found: dict[str, Callable[[Array], Array]] = {"unfiltered": lambda p: p}
-    for method in METHODS:
-        found[method] = make_filter(trained.n, [c], method, class_means=means).probabilities
-    logit_means = logit_class_means(p_train, trained.y_train, trained.n)
-    found["linear_filtration"] = lambda p: linear_filtration(p, logit_means, [c])
-    return found
+    rules, left_out = baseline_rules(trained.n, [c], means, logit_class_means(p_train, trained.y_train, trained.n))
+    for name, reason in left_out.items():
+        console.print(f"class {c}: {name} is left out. {reason}")
+    return rules
 
 
 def compare(answered: Array, retrained: list[Array], y: Array, c: int, bound: float) -> dict[str, float]:
@@ -126,7 +123,7 @@ def compare(answered: Array, retrained: list[Array], y: Array, c: int, bound: fl
     return result
 
 
-def attack(on_train: Array, on_test: Array, trained: Trained, c: int) -> dict[str, float]:
+def attack(on_train: Array, on_test: Array, trained: Trained, c: int, nearest: int) -> dict[str, float]:
     """Can examples of class ``c`` be told: those of the training set from others, and its own from its neighbour's?"""
     random = np.random.default_rng(0)
 
@@ -139,12 +136,8 @@ def attack(on_train: Array, on_test: Array, trained: Trained, c: int) -> dict[st
     outside = attacks.signals(on_test[others], trained.y_test[others], [c])
     found = {f"membership_{name}": attacks.auc(inside[name], outside[name]) for name in inside}
     retained = [each for each in range(trained.n) if each != c]
-    p = np.where(np.arange(trained.n) == c, 0.0, on_test)
-    p = np.where(p.sum(-1, keepdims=True) > 0, p, 1.0 * (np.arange(trained.n) != c))
-    p /= p.sum(-1, keepdims=True)  # an unfiltered model's attacker has the class itself to go by; this one has not
-    nearest = attacks.nearest_class(p, trained.y_test, c, retained)
     pair = np.concatenate([some(np.flatnonzero(trained.y_test == each), MOST_PER_SIDE) for each in (c, nearest)])
-    found["nearest_class"] = attacks.recognise(p[pair], trained.y_test[pair], c, retained).auc
+    found["nearest_class"] = attacks.recognise(on_test[pair], trained.y_test[pair], c, retained, nearest).auc
     return found
 
 
@@ -155,8 +148,11 @@ def measure_class(trained: Trained, c: int, bound: float) -> dict[str, Any]:
     floors = [
         compare(one, [other], y, c, bound) for a, one in retrained.items() for b, other in retrained.items() if a != b
     ]
-    of_retrained = [attack(probabilities(trained.train[run]), p, trained, c) for run, p in retrained.items()]
+    retained = [each for each in range(trained.n) if each != c]
+    nearest = attacks.nearest_class(np.mean(list(retrained.values()), axis=0), y, c, retained)
+    of_retrained = [attack(probabilities(trained.train[run]), p, trained, c, nearest) for run, p in retrained.items()]
     result: dict[str, Any] = {
+        "nearest": nearest,
         "floor": _mean(floors),
         "retrained": {
             **_mean(of_retrained),
@@ -169,14 +165,15 @@ def measure_class(trained: Trained, c: int, bound: float) -> dict[str, Any]:
         on_train, on_test = probabilities(trained.train[original]), probabilities(trained.test[original])
         for name, method in methods_of(trained, original, c).items():
             seen = compare(method(on_test), list(retrained.values()), y, c, bound)
-            seen |= attack(method(on_train), method(on_test), trained, c)
+            seen |= attack(method(on_train), method(on_test), trained, c, nearest)
             per_seed.setdefault(name, []).append(seen)
     for name, values in per_seed.items():
         seen = _mean(values)
         for side in ("retained", "forgotten"):
             seen[f"excess_{side}"] = seen[f"kl_{side}"] - result["floor"][f"kl_{side}"]
-        for name_of in ("membership_confidence", "nearest_class"):
-            seen[f"gap_{name_of}"] = abs(seen[name_of] - result["retrained"][name_of])
+        gaps = {key: abs(seen[key] - result["retrained"][key]) for key in seen if key in result["retrained"]}
+        seen["gap_membership"] = max(gap for key, gap in gaps.items() if key.startswith("membership_"))
+        seen["gap_nearest_class"] = gaps["nearest_class"]
         result["methods"][name] = seen
     return result
 
@@ -256,17 +253,25 @@ def runtime(trained: Trained, c: int, rounds: int = 30) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------------- command
 def show(result: dict[str, Any]) -> None:
     """Print the table."""
-    console = Console()
+    shown = Console()
     table = Table(title=f"{result['experiment']}: mean over classes {', '.join(result['classes'])}, nats")
     names = (
         "kl_retained",
         "kl_forgotten",
         "excess_retained",
         "excess_forgotten",
-        "membership_confidence",
-        "nearest_class",
+        "gap_membership",
+        "gap_nearest_class",
     )
-    for heading in ("answers", "KL retained", "KL forgotten", "excess", "excess", "membership", "nearest class"):
+    for heading in (
+        "answers",
+        "KL retained",
+        "KL forgotten",
+        "excess",
+        "excess",
+        "membership gap",
+        "nearest class gap",
+    ):
         table.add_column(heading, justify="left" if heading == "answers" else "right")
     rows = {
         "two seeds of retraining": result["mean"]["floor"] | result["mean"]["retrained"],
@@ -274,9 +279,9 @@ def show(result: dict[str, Any]) -> None:
     }
     for name, seen in rows.items():
         table.add_row(name, *(f"{seen[key]['mean']:.3f}" if key in seen else "" for key in names))
-    console.print(table)
+    shown.print(table)
     times = result["runtime"]
-    console.print(
+    shown.print(
         f"{times['rows']:,} rows filtered in {times['filter_seconds'] * 1e3:.2f} ms, {times['ratio']:.2f} of a masked "
         f"softmax in NumPy; retraining takes {times['retraining_ratio']:,.0f} times as long"
     )
@@ -301,9 +306,7 @@ def main() -> None:
     wanted = [c for c in trained.classes() if c in (args.forget or classes)]
     if not wanted or not trained.of_all():
         raise SystemExit("There are no answers of a model with all classes, and of two without a class.")
-    measured = {
-        str(c): measure_class(trained, c, bound) for c in track(wanted, "measuring", console=Console(stderr=True))
-    }
+    measured = {str(c): measure_class(trained, c, bound) for c in track(wanted, "measuring", console=console)}
     times = runtime(trained, wanted[0])
     times["retraining_ratio"] = (
         statistics.fmean(each["retrained"]["seconds"] for each in measured.values()) / times["filter_seconds"]

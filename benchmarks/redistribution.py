@@ -2,9 +2,14 @@
 
     python benchmarks/redistribution.py build/cifar10 build/covertype
 
-Takes folders of answers (benchmarks/experiments.py makes them). In each folder every class is judged with the numbers
-that suit the other classes best (mean KL(retrained || rule) on forgotten plus on retained test examples), so that no
-rule has seen what it is judged on. `all folders` are the numbers that suit every folder alike: what a default could be.
+Takes folders of answers (benchmarks/experiments.py makes them), one per data set. The test examples of each are halved:
+numbers are fitted to one half (mean KL(retrained || rule) on forgotten plus on retained examples), and judged on the
+other. Which numbers:
+
+    other classes      that suit the other classes of the data set; the model that forgets is the same
+    other data sets    that suit all other data sets: nothing about this one was seen
+    all data sets      that suit every data set alike: what a default could be
+    as shipped         the default
 
 With p the unfiltered answer, s = sum(p_F), w = p_R / sum(p_R) and m the mean answer of forgotten examples over R:
 
@@ -40,7 +45,7 @@ from mpru_tf.evaluation import metrics
 from mpru_tf.filters import DEFAULT_TEMPERATURE
 
 TINY = 1e-30
-MOST_ROWS = 1000  # of each class that is fitted to
+MOST_FORGOTTEN, MOST_RETAINED = 1000, 5000  # examples in each half
 
 
 # ----------------------------------------------------------------------------------------------------------- the rules
@@ -101,7 +106,7 @@ Rule = Callable[..., Array]
 RULES: dict[str, tuple[Rule, Sequence[float], Sequence[tuple[float, float]]]] = {
     "renormalize": (renormalize, (), ()),
     "tempered": (tempered, (1.5,), ((1, 10),)),
-    "bent": (bent, (1.5, 1.0), ((1, 10), (0.2, 5))),
+    "bent": (bent, (1.5, 1.0), ((1, 10), (0.02, 5))),
     "calibrated": (calibrated, (1.5, 1.0), ((1, 10), (0.7, 3))),
     "tempered and uniform": (and_uniform, (1.5, 0.05), ((1, 10), (0, 0.9))),
     "tempered and destinations": (and_destinations, (1.5, 0.05), ((1, 10), (0, 0.9))),
@@ -143,25 +148,30 @@ class Case:
         return float(each[~self.is_forgotten].mean()), float(each[self.is_forgotten].mean())
 
 
-def cases(trained: Trained) -> list[Case]:
-    """Every model of all classes with every class that was retrained without; of each class the same share of rows."""
+def cases(trained: Trained) -> tuple[list[Case], list[Case]]:
+    """Every model of all classes with every class that was retrained without: to fit to, and to judge on.
+
+    Retained examples are as frequent as in the test set.
+    """
     random = np.random.default_rng(0)
-    found = []
+    y = trained.y_test
+    halves = np.array_split(random.permutation(len(y)), 2)
+    found: tuple[list[Case], list[Case]] = ([], [])
     for c in trained.classes():
-        y = trained.y_test
-        rows = np.concatenate([random.permutation(np.flatnonzero(y == each))[:MOST_ROWS] for each in range(trained.n)])
         for original in trained.of_all():
             keep = np.arange(trained.n) != c
             means = probabilities(trained.train[original])[trained.y_train == c].mean(axis=0)
-            found.append(
-                Case(
-                    c,
-                    probabilities(trained.test[original][rows]),
-                    [probabilities(trained.test[run][rows]) for run in trained.without(c)],
-                    _share(np.where(keep, means, 0.0)),
-                    y[rows] == c,
+            for half, cases_of in zip(halves, found, strict=True):
+                rows = np.concatenate([half[y[half] == c][:MOST_FORGOTTEN], half[y[half] != c][:MOST_RETAINED]])
+                cases_of.append(
+                    Case(
+                        c,
+                        probabilities(trained.test[original][rows]),
+                        [probabilities(trained.test[run][rows]) for run in trained.without(c)],
+                        _share(np.where(keep, means, 0.0)),
+                        y[rows] == c,
+                    )
                 )
-            )
     return found
 
 
@@ -202,21 +212,25 @@ def main() -> None:
     parser.add_argument("answers", nargs="+", type=Path, help="folders of answers")
     parser.add_argument("--out", type=Path, default=figures.RESULTS / "redistribution.json")
     args = parser.parse_args()
-    of = {folder.name: cases(Trained.load(folder)) for folder in args.answers}
+    halves = {folder.name: cases(Trained.load(folder)) for folder in args.answers}
+    of = {name: to_fit for name, (to_fit, _) in halves.items()}
     result: dict[str, Any] = {name: {"classes": sorted({case.c for case in found})} for name, found in of.items()}
     console = Console(stderr=True)
     for rule in track(RULES, "fitting", console=console):
-        both = fit(list(of.values()), rule)
-        for name, found in of.items():
-            classes = {case.c for case in found}
+        of_all = fit(list(of.values()), rule)
+        for name, (to_fit, judged) in halves.items():
+            classes = {case.c for case in to_fit}
             ways = result[name].setdefault("rules", {}).setdefault(rule, {})
             if len(classes) > 1:  # with one class there is nothing else to fit to
-                others = {c: fit([[case for case in found if case.c != c]], rule) for c in classes}
-                ways["other classes"] = {**judge(found, rule, others), "numbers": list(others.values())}
-            ways["all folders"] = {**judge(found, rule, dict.fromkeys(classes, both)), "numbers": both}
+                others = {c: fit([[case for case in to_fit if case.c != c]], rule) for c in sorted(classes)}
+                ways["other classes"] = {**judge(judged, rule, others), "numbers": list(others.values())}
+            fixed = {"all data sets": of_all}
+            if len(of) > 1:
+                fixed["other data sets"] = fit([found for other, found in of.items() if other != name], rule)
             if rule in SHIPPED:
-                shipped = judge(found, rule, dict.fromkeys(classes, SHIPPED[rule]))
-                ways["as shipped"] = {**shipped, "numbers": SHIPPED[rule]}
+                fixed["as shipped"] = SHIPPED[rule]
+            for way, numbers in fixed.items():
+                ways[way] = {**judge(judged, rule, dict.fromkeys(classes, numbers)), "numbers": numbers}
     for name, seen in result.items():
         table = Table(
             title=f"{name}: classes {seen['classes']}, KL(retrained || rule) less that of two retrained models"

@@ -25,7 +25,10 @@ import answers
 import numpy as np
 from answers import Array, Run
 
-_TOLD = ("depth", "width", "stem", "shortcut", "epochs", "batch_size", "learning_rate", "policy")
+_TOLD = (
+    *("depth", "width", "stem", "shortcut", "epochs", "batch_size"),
+    *("optimizer", "learning_rate", "weight_decay", "policy"),
+)
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -88,6 +91,8 @@ def train(run: Run, data: Data, args: argparse.Namespace) -> dict[str, Any]:
         epochs=args.epochs,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        optimizer=args.optimizer,
         shift=4,
         flip=True,
         validation=(data.x_test[held].astype(np.float32), np.searchsorted(outputs, data.y_test[held])),
@@ -130,7 +135,9 @@ def main() -> None:
     parser.add_argument("--shortcut", choices=["A", "B"], default="A")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd")
     parser.add_argument("--learning-rate", type=float, default=0.1)
+    parser.add_argument("--weight-decay", type=float, default=5e-4)
     parser.add_argument("--policy", default="mixed_bfloat16", help="Keras' dtype policy")
     parser.add_argument("--forget", nargs="*", default=[], help="classes to train without; CIFAR-10: or names")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="of the models of all classes")

@@ -118,13 +118,14 @@ def train(
     batch_size: int = 128,
     learning_rate: float = 0.1,
     weight_decay: float = 5e-4,
+    optimizer: Literal["sgd", "adam"] = "sgd",
     shift: int = 0,
     flip: bool = False,
     validation: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, list[float]]:
-    """Train a classifier with SGD and a cosine schedule, after a first epoch of warm-up.
+    """Train a classifier with a cosine schedule, after a first epoch of warm-up.
 
     Args:
         model: takes ``x``, answers [batch, n] probabilities, or logits if its last layer is no softmax.
@@ -133,6 +134,7 @@ def train(
         batch_size: examples per step; at most all of them.
         learning_rate: the peak of the schedule.
         weight_decay: pull on the weights, as a multiple of the learning rate.
+        optimizer: ``sgd`` with Nesterov's momentum of 0.9, or ``adam``, which wants a lower rate (0.01).
         shift: move each image by up to so many pixels, filling with zeros.
         flip: mirror half of the images left to right.
         validation: examples and classes that are evaluated after each epoch.
@@ -164,8 +166,13 @@ def train(
         warmup_steps=steps,
         decay_steps=max(1, steps * (epochs - 1)),
     )
+    made = (
+        keras.optimizers.Adam(schedule, weight_decay=weight_decay)
+        if optimizer == "adam"
+        else keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+    )
     model.compile(
-        optimizer=keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True, weight_decay=weight_decay),
+        optimizer=made,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=answers_logits(model)),
         metrics=["accuracy"],
     )

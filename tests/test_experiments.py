@@ -102,18 +102,18 @@ def test_rules_are_fitted(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     redistribution.main()
     rules = json.loads(out.read_text())[folder.name]["rules"]
     assert list(rules) == list(redistribution.RULES)
-    assert rules["renormalize"]["all folders"]["numbers"] == []
+    assert rules["renormalize"]["all data sets"]["numbers"] == []
     assert all("other classes" not in ways for ways in rules.values())  # there is one class only
     losses = {
         (rule, way): values["kl_retained"] + values["kl_forgotten"]
         for rule, ways in rules.items()
         for way, values in ways.items()
     }
-    fitted = losses["tempered", "all folders"]
-    assert fitted <= min(losses["tempered", "as shipped"], losses["renormalize", "all folders"]) + 1e-3
+    fitted = losses["tempered", "all data sets"]
+    assert fitted <= min(losses["tempered", "as shipped"], losses["renormalize", "all data sets"]) + 1e-3
     # What has a number more fits at least as well.
     for rule in ("bent", "calibrated", "tempered and uniform", "tempered and destinations", "tilted"):
-        assert losses[rule, "all folders"] <= fitted + 5e-3
+        assert losses[rule, "all data sets"] <= fitted + 5e-3
 
 
 @pytest.mark.parametrize("rule", redistribution.RULES)
