@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +26,23 @@ from typing import Any
 import numpy as np
 
 import mpru_tf
+from mpru_tf.array_files import read_arrays
 from mpru_tf.console import hush_tensorflow
 from mpru_tf.errors import DataError, LabelsError, MissingExtraError, ModelError, MPRUError, explain
+from mpru_tf.filters import check_forget_list
 from mpru_tf.labels import parse_classes, read_labels
 from mpru_tf.resnet import answers_logits, build_resnet, export_version, train
 from mpru_tf.unlearning.config import Preset
-from mpru_tf.unlearning.publishing import FILTERS, publish_unlearned
+from mpru_tf.unlearning.places import check_folder
+from mpru_tf.unlearning.publishing import (
+    FILTERS,
+    check_classes_stay_gone,
+    check_retained,
+    publish_unlearned,
+    remarks,
+)
+from mpru_tf.unlearning.reading import read_keras
+from mpru_tf.versions import target_base_path
 
 CIFAR10_LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 LABELS = {"cifar10": CIFAR10_LABELS, "digits": [str(digit) for digit in range(10)]}
@@ -73,18 +83,14 @@ def load_data(dataset: str, data: Path | None) -> Data:
 
 
 def read_npz(path: Path) -> tuple[Any, Any, Any, Any]:
-    try:
-        with np.load(path) as file:
-            found = {key: file[key] for key in KEYS if key in file}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        valid = "digits, cifar10, cifar100, or an .npz file with x_train, y_train and, if there are any, x_test, y_test"
-        raise DataError(explain("The data cannot be read.", received=f"{path} ({error})", valid=valid)) from error
+    valid = "digits, cifar10, cifar100, or an .npz file with x_train, y_train and, if there are any, x_test, y_test"
+    found = read_arrays(path, valid, KEYS)
     if "x_train" not in found or "y_train" not in found:
         raise DataError(
             explain("The data has no training examples.", received=f"{path} with {sorted(found)}", valid=list(KEYS))
         )
     x_train, y_train = found["x_train"], found["y_train"].reshape(-1)
-    if x_train.ndim != 4 or len(x_train) != len(y_train):
+    if x_train.ndim != 4 or len(x_train) != len(y_train) or not len(x_train):
         received = f"{path} with x_train {x_train.shape}, y_train {y_train.shape}"
         valid = "x_train [N, height, width, channels], y_train [N]"
         raise DataError(explain("The data is not images with one class each.", received=received, valid=valid))
@@ -124,19 +130,16 @@ def download(dataset: str) -> tuple[Any, Any, Any, Any]:
 
 def load_model(weights: Path, depth: int, data: Data | None) -> Any:
     """Load a whole .keras model as it is, or put .weights.h5 into a ResNet that fits the data."""
-    import keras
-
+    valid = "a whole model FILE.keras, or FILE.weights.h5 of the ResNet that --depth and --dataset describe"
+    if not weights.name.endswith(".weights.h5"):
+        return read_keras(weights, valid)
+    if data is None:
+        raise ModelError(explain("Weights alone do not say what they classify.", hint="Give --dataset as well."))
+    model = build_resnet(depth, data.x_train.shape[1:], data.classes, scale=data.scale)
     try:
-        if not weights.name.endswith(".weights.h5"):
-            return keras.models.load_model(weights, compile=False)
-        if data is None:
-            raise ModelError(explain("Weights alone do not say what they classify.", hint="Give --dataset as well."))
-        model = build_resnet(depth, data.x_train.shape[1:], data.classes, scale=data.scale)
         model.load_weights(weights)
-    except (OSError, TypeError, ValueError) as error:  # TypeError: a layer's config of a newer Keras
-        # The innermost cause comes last; whole configs stand before it.
+    except (KeyError, OSError, TypeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        valid = "a whole model FILE.keras, or FILE.weights.h5 of the ResNet that --depth and --dataset describe"
         raise ModelError(
             explain("The weights cannot be loaded.", received=f"{weights} ({reason})", valid=valid)
         ) from error
@@ -167,7 +170,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="FILE.npz", help="arrays of the data set, in place of a download")
     parser.add_argument("--weights", type=Path, help="a whole model (.keras) or .weights.h5: load it, train nothing")
     parser.add_argument("--epochs", type=int, default=30, help="passes over the training data (default: 30)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of weights, order and augmentation (default: 0)")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="labels of the classes, .txt or .json")
     parser.add_argument("--mean", type=_channels, metavar="R,G,B", help="the model of --weights takes (x/255-mean)/std")
     parser.add_argument("--std", type=_channels, metavar="R,G,B", help="see --mean")
@@ -176,6 +179,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--preset", choices=[each.value for each in Preset], default="gentle", help="settings of --unsir"
     )
+    parser.add_argument("--retained-floor", type=float, metavar="SHARE", help="of --unsir; see `mpru-tf unsir --help`")
     parser.add_argument("--then-filter", choices=FILTERS, help="also filter the answers of what --unsir made")
     options = parser.parse_args(arguments)
     if options.unsir is not None and options.forget is not None:
@@ -193,18 +197,24 @@ def _channels(text: str) -> list[float]:
     return [float(value) for value in text.split(",")]
 
 
-def unlearn(options: argparse.Namespace, model: Any, data: Data | None, labels: list[str] | None) -> None:
+def _seed(text: str) -> int:
+    seed = int(text)
+    if not 0 <= seed < 2**32:
+        raise argparse.ArgumentTypeError(f"{seed} is not in 0 to {2**32 - 1}")
+    return seed
+
+
+def unlearn(
+    options: argparse.Namespace, model: Any, data: Data, labels: list[str] | None, forgotten: Sequence[int]
+) -> None:
     """Unlearn classes with the data of the others, and publish the outcome."""
-    if data is None:
-        raise DataError(explain("UNSIR takes examples of the classes that stay.", hint="Give --data as well."))
     x, x_test = (normalized(each, options.mean, options.std) for each in (data.x_train, data.x_test))
-    forgotten = parse_classes([options.unsir], labels, int(model.outputs[0].shape[-1]))
     keep = ~np.isin(data.y_train, forgotten)
     result = mpru_tf.unsir(
         model,
         [f"index:{index}" for index in forgotten],
         (x[keep], data.y_train[keep]),
-        Preset(options.preset).config(seed=options.seed),
+        settings(options),
         validation=(x_test, data.y_test) if len(x_test) else None,
         in_place=True,
         progress=True,
@@ -212,26 +222,50 @@ def unlearn(options: argparse.Namespace, model: Any, data: Data | None, labels: 
     for name, found in (("before", result.before), ("after", result.after)):
         gone = "" if found.forgotten is None else f", on {list(forgotten)} {found.forgotten:.4f}"
         print(f"{name} unlearning: accuracy on the classes that stay {found.retained:.4f}{gone}")
+    check_retained(result)
     published = publish_unlearned(
         result, options.out, x[:8], labels=labels, source=options.weights, then_filter=options.then_filter
     )
     print(f"exported {published.path} with {list(forgotten)} unlearned ({options.then_filter or 'no filter'})")
+    for remark in remarks(result, options.then_filter):
+        print(f"warning: {remark}", file=sys.stderr)
+
+
+def settings(options: argparse.Namespace) -> mpru_tf.UnsirConfig:
+    """Those of UNSIR."""
+    return Preset(options.preset).config(seed=options.seed, retained_floor=options.retained_floor)
 
 
 def export(options: argparse.Namespace) -> None:
     import keras
 
+    check_folder(target_base_path(options.out), "the new version")
     given = options.dataset or (str(options.data) if options.data else None)
     whole = options.weights is not None and not options.weights.name.endswith(".weights.h5")
     # A whole model needs no data: nothing is downloaded for the sake of its accuracy.
     data = load_data(given, options.data) if given and not (whole and downloads(options)) else None
     labels = read_labels(options.labels) if options.labels else data.labels if data else LABELS.get(given or "")
+    if options.unsir is not None:
+        settings(options)
+        if data is None:
+            raise DataError(explain("UNSIR takes examples of the classes that stay.", hint="Give --data as well."))
     keras.utils.set_random_seed(options.seed)
     if options.weights is not None:
         model = load_model(options.weights, options.depth, data)
     else:
         assert data is not None
         model = build_resnet(options.depth, data.x_train.shape[1:], data.classes, scale=data.scale)
+    classes = int(model.outputs[0].shape[-1])
+    if labels is not None and len(labels) != classes:
+        raise LabelsError(
+            explain("The labels do not fit the model.", received=f"{len(labels)} labels for {classes} classes")
+        )
+    unlearned: tuple[int, ...] = ()
+    if options.unsir is not None:  # whatever can be refused is refused before minutes are spent
+        unlearned = check_forget_list(classes, parse_classes([options.unsir], labels, classes))
+        check_classes_stay_gone(options.out, unlearned, options.then_filter)
+    if options.weights is None:
+        assert data is not None
         started = time.perf_counter()
         train(
             model,
@@ -244,18 +278,14 @@ def export(options: argparse.Namespace) -> None:
             progress=True,
         )
         print(f"trained ResNet-{options.depth} in {time.perf_counter() - started:.1f} s")
-    classes = int(model.outputs[0].shape[-1])
-    if labels is not None and len(labels) != classes:
-        raise LabelsError(
-            explain("The labels do not fit the model.", received=f"{len(labels)} labels for {classes} classes")
-        )
     if data is not None and len(data.x_test):
         x = normalized(data.x_test, options.mean, options.std)
         print(f"test accuracy {accuracy(model, x, data.y_test):.4f} on {len(x)} examples")
     elif data is None and given:
         print("test accuracy not measured: that takes the data, as --data FILE.npz")
-    if options.unsir is not None:
-        unlearn(options, model, data, labels)
+    if unlearned:
+        assert data is not None
+        unlearn(options, model, data, labels, unlearned)
         return
     version = export_version(model, options.out, labels)
     print(f"exported {version} ({'logits' if answers_logits(model) else 'probabilities'} of {classes} classes)")

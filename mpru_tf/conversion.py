@@ -201,7 +201,7 @@ def convert_xgboost(
             from mpru_tf.worker import prepare
 
             prepare()  # it imports TensorFlow while this process does
-    check_nothing_comes_back(base, wanted, "write into another base path")
+    check_nothing_comes_back(base, wanted, "write into another base path", unlearned=())
     with staged(base) as staging, oracle_of(forest, source, all_trees, staging, self_check) as oracle:
         say("loading TensorFlow")
         import tensorflow  # noqa: F401

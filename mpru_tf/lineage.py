@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mpru_tf.errors import ForgetListError, ManifestError, ModelNotFoundError, explain
 from mpru_tf.manifest import MANIFEST, Manifest, changed_files, model_digest, read_manifest
 from mpru_tf.saved_model.bundle import FILTER_PREFIX, SAVED_MODEL_FORMS, has_saved_model, index_digest
+from mpru_tf.unlearning.record import unlearned_in
 from mpru_tf.versions import VersionDirectory, find_version, list_versions, parse_version
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class HistoryStep:
             saved_model.pb and variables.index have the digests recorded; 'changed', one of them has another;
             'missing', the directory is gone, and only later manifests tell of it.
         problems: what does not hold about it, one phrase each.
+        unlearned: classes that its record says were unlearned in its weights, ascending, which guarantees no answer;
+            none where the directory is gone or changed.
     """
 
     version: int | None
@@ -59,6 +62,7 @@ class HistoryStep:
     variables_index_sha256: str | None
     status: str
     problems: tuple[str, ...] = ()
+    unlearned: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -162,6 +166,8 @@ def _backwards(found: VersionDirectory, manifest: Manifest) -> Iterator[HistoryS
             problems.extend(problem)
             if source is None and own is not None and status == VERIFIED:
                 source = own.source  # written before manifests told where the versions before them came from
+        unlearned, problem = _unlearned(path, status)
+        problems.extend(problem)
         version = link["version"] if link is not None else None
         yield HistoryStep(
             version=version,
@@ -176,6 +182,7 @@ def _backwards(found: VersionDirectory, manifest: Manifest) -> Iterator[HistoryS
             variables_index_sha256=step.get("variables_index_sha256", (link or {}).get("variables_index_sha256")),
             status=status,
             problems=tuple(problems),
+            unlearned=unlearned,
         )
         link, later = source, _name(version)
         path = _located(link, base, seen) if link is not None else None
@@ -192,6 +199,8 @@ def _backwards(found: VersionDirectory, manifest: Manifest) -> Iterator[HistoryS
 
 
 def _original(link: Mapping[str, Any], path: Path | None, problems: Sequence[str]) -> HistoryStep:
+    status = MISSING if path is None else CHANGED if problems else UNFILTERED
+    unlearned, doubts = _unlearned(path, status)
     return HistoryStep(
         version=link["version"],
         path=path,
@@ -203,9 +212,20 @@ def _original(link: Mapping[str, Any], path: Path | None, problems: Sequence[str
         temperature=None,
         saved_model_sha256=link["saved_model_sha256"],
         variables_index_sha256=link["variables_index_sha256"],
-        status=MISSING if path is None else CHANGED if problems else UNFILTERED,
-        problems=tuple(problems),
+        status=status,
+        problems=(*problems, *doubts),
+        unlearned=unlearned,
     )
+
+
+def _unlearned(path: Path | None, status: str) -> tuple[tuple[int, ...], list[str]]:
+    """The classes of the record in a version directory, and what is wrong with that record."""
+    if path is None or status == CHANGED:  # a record is about the files that were published
+        return (), []
+    try:
+        return unlearned_in(path), []
+    except ManifestError as error:
+        return (), [str(error).rstrip(".")]
 
 
 def _changed(path: Path | None, link: Mapping[str, Any] | None) -> list[str]:
@@ -314,19 +334,29 @@ def _forgotten(step: HistoryStep) -> str:
         f"{'+' if index in step.newly_forgotten else ''}{index}{f' ({label})' if label is not None else ''}"
         for index, label in zip(step.forgotten, labels, strict=True)
     )
-    return ", ".join(named) or "nothing forgotten"
+    told = [", ".join(named)] if step.forgotten else []
+    if step.unlearned:
+        unlearned = ", ".join(map(str, step.unlearned))
+        without = "" if set(step.unlearned) <= set(step.forgotten) else " (not guaranteed: no filter)"
+        told.append(f"unlearned in the weights: {unlearned}{without}")
+    return "\n".join(told) or "nothing forgotten"
 
 
-def check_nothing_comes_back(base: Path, forgotten: Collection[int], otherwise: str) -> None:
+def check_nothing_comes_back(
+    base: Path, forgotten: Collection[int], otherwise: str, *, unlearned: Collection[int]
+) -> None:
     """A new version takes the newest one's place: it must forget at least what that one forgets.
 
     Args:
         base: base path that the new version is for; it need not exist.
-        forgotten: indices of the classes that the new version forgets.
+        forgotten: indices of the classes that a filter in the new version forgets.
         otherwise: what to do to bring classes back on purpose, in words.
+        unlearned: those that were unlearned in its weights. Where the newest version has a record of such classes, each
+            must be forgotten in one way or the other.
 
     Raises:
         ForgetListError: a class would come back.
+        ManifestError: the manifest or the record of the newest version cannot be read.
     """
     if not list_versions(base):
         return
@@ -341,6 +371,18 @@ def check_nothing_comes_back(base: Path, forgotten: Collection[int], otherwise: 
                 "forgets.",
                 received=f"a forget list without {listed}" if forgotten else "no class to forget",
                 valid=f"a forget list with {listed}, or version {newest.version} as the model to start from",
+                hint=f"To bring classes back on purpose, {otherwise}.",
+            )
+        )
+    back = sorted(set(unlearned_in(newest.path)) - set(forgotten) - set(unlearned))
+    if back:
+        listed = ", ".join(map(str, back))
+        raise ForgetListError(
+            explain(
+                f"The new version would answer classes again that were unlearned in the weights of version "
+                f"{newest.version}, the newest in {base}.",
+                received=f"classes to unlearn or to forget without {listed}",
+                valid=f"a list with {listed} as well",
                 hint=f"To bring classes back on purpose, {otherwise}.",
             )
         )

@@ -34,6 +34,7 @@ from mpru_tf.saved_model.prune import drop_output, prune
 from mpru_tf.saved_model.score_site import Choice
 from mpru_tf.saved_model.sites import survey
 from mpru_tf.saved_model.splice import splice, unused_prefixes
+from mpru_tf.unlearning.record import unlearned_in
 from mpru_tf.versions import VersionDirectory, target_base_path
 from mpru_tf.warmup_plan import WarmUpPlan, WarmUpWish, plan_warm_up
 
@@ -127,7 +128,9 @@ def plan(found: VersionDirectory, wishes: Wishes) -> Plan | NothingNew:
     if means is not None and not isinstance(means, ClassMeans):
         means = ClassMeans.load(means)
     spec = _filter(wishes, wanted, means, site, earlier)
-    check_nothing_comes_back(base, spec.forgotten, "write into another base path with --into")
+    check_nothing_comes_back(
+        base, spec.forgotten, "write into another base path with --into", unlearned=unlearned_in(found.path)
+    )
     preconditions = _preconditions(means, spec, wishes.force)
     _check_outputs_exist(read.bundle, wishes.allow_outputs, "--allow-output")
     known = _labels_of(spec.forgotten, names, earlier)

@@ -79,21 +79,22 @@ def verify(version_dir: str | os.PathLike[str], full: bool = False, load_check: 
 
     Raises:
         ModelNotFoundError, CorruptModelError, UnsupportedModelError: there is no readable SavedModel.
-        ManifestError: it carries no manifest, so there is nothing to hold it against.
+        ManifestError: it carries no manifest, so there is nothing to hold it against; also where classes were
+            unlearned in its weights, which guarantees no answer.
     """
     directory = find_version(version_dir).path
     manifest = read_manifest(directory)
-    unlearned = unlearned_in(directory)
-    if manifest is None and unlearned:
-        raise ManifestError(
-            explain(
-                "Classes were unlearned in this version's weights, but nothing filters its answers: there is nothing "
-                "to verify.",
-                received=f"{directory}, classes {', '.join(map(str, unlearned))}",
-                hint="See what it answers with `mpru-tf evaluate`, or have it filtered with `mpru-tf forget`.",
-            )
-        )
     if manifest is None:
+        unlearned = unlearned_in(directory)  # of a filtered version, the record is held against nothing here
+        if unlearned:
+            raise ManifestError(
+                explain(
+                    "Classes were unlearned in this version's weights, but nothing filters its answers: there is no "
+                    "manifest whose digests and filter could be verified, and nothing guarantees what it answers.",
+                    received=f"{directory}, classes {', '.join(map(str, unlearned))}",
+                    hint="See what it answers with `mpru-tf evaluate`, or have it filtered with `mpru-tf forget`.",
+                )
+            )
         raise ManifestError(
             explain(
                 "This version carries no manifest, so nothing was forgotten in it by mpru_tf.",

@@ -18,6 +18,7 @@ import pytest
 import mpru_tf
 from mpru_tf.labels import find_labels
 from mpru_tf.resnet import build_resnet
+from mpru_tf.unlearning.record import write_record
 
 SCRIPTS = Path(__file__).parents[1] / "export_scripts"
 
@@ -125,7 +126,50 @@ class TestResnet:
         assert not (tmp_path / "base").exists()
 
     @pytest.mark.parametrize(
-        "arguments", [[], ["--depth", "19", "--dataset", "digits"], ["--weights", "m", "--mean", "1"]]
+        ("arguments", "words"),
+        [
+            (["--unsir", "3"], "no such class"),
+            (["--unsir", "1", "--retained-floor", "2"], "retained_floor"),
+            (["--unsir", "1", "--out", "{base}"], "that version 2"),
+            (["--unsir", "1", "--then-filter", "tempered", "--out", "{unlearned}"], "with 2 as well"),
+            (["--out", "{data}/base"], "is no folder"),
+        ],
+    )
+    def test_what_cannot_be_unlearned_is_refused_before_training(
+        self, data: Path, tmp_path: Path, arguments: list[str], words: str
+    ) -> None:
+        build_resnet(8, (8, 8, 3), 3, width=4).export(str(tmp_path / "base" / "1"), verbose=False)
+        shutil.copytree(tmp_path / "base", tmp_path / "unlearned")
+        write_record(tmp_path / "unlearned" / "1", {"forgotten": [2], "classes": 3}, None)
+        mpru_tf.forget(tmp_path / "base", 0, load_check=False)
+        places = {"base": tmp_path / "base", "unlearned": tmp_path / "unlearned", "data": data}
+        given = [argument.format(**places) for argument in arguments]
+        done = script("export_resnet.py", "--dataset", data, "--epochs", "100000", "--out", tmp_path / "new", *given)
+        assert done.returncode == 1, done.stderr
+        assert done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1
+        assert words in done.stderr
+        assert not (tmp_path / "new").exists()
+
+    @pytest.mark.parametrize("name", ["array.npy", "empty.npz"])
+    def test_damaged_data(self, data: Path, tmp_path: Path, name: str) -> None:
+        with np.load(data) as arrays:
+            x, y = arrays["x_train"], arrays["y_train"]
+        np.save(tmp_path / "array.npy", x)
+        np.savez(tmp_path / "empty.npz", x_train=x[:0], y_train=y[:0])
+        done = script("export_resnet.py", "--dataset", tmp_path / name, "--out", tmp_path / "base")
+        assert done.returncode == 1
+        assert done.stderr.startswith("refused: The data ")
+        assert len(done.stderr.splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            [],
+            ["--dataset", "digits", "--seed", "-1"],
+            ["--depth", "19", "--dataset", "digits"],
+            ["--weights", "m", "--mean", "1"],
+        ],
     )
     def test_wrong_usage(self, tmp_path: Path, arguments: list[str]) -> None:
         done = script("export_resnet.py", "--out", tmp_path / "base", *arguments)

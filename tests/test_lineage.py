@@ -19,9 +19,10 @@ from rich.console import Console
 from saved_models import LABELS
 
 import mpru_tf
-from mpru_tf.errors import ManifestError, ModelNotFoundError
-from mpru_tf.lineage import history, show
+from mpru_tf.errors import ForgetListError, ManifestError, ModelNotFoundError
+from mpru_tf.lineage import check_nothing_comes_back, history, show
 from mpru_tf.manifest import MANIFEST, read_manifest
+from mpru_tf.unlearning.record import RECORD, write_record
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +284,49 @@ def test_it_is_shown_as_a_table(base: Path) -> None:
     assert "2 ([red]), +7 (hen)" in text
     assert "tempered, T = 2" in text
     assert "saved_model.pb does not have the digest" in text
+
+
+def test_what_was_unlearned_in_the_weights_is_told(models: ModelStore, tmp_path: Path) -> None:
+    base = models.base("keras3", tmp_path)
+    write_record(base / "1", {"forgotten": [2, 5], "classes": len(LABELS)}, None)
+    (alone,) = history(base).steps
+    assert (alone.forgotten, alone.unlearned, alone.status) == ((), (2, 5), "unfiltered")
+    mpru_tf.forget(base, [2], load_check=False, copy=True)
+    mpru_tf.forget(base, [5], load_check=False, copy=True)
+    found = history(base)
+    assert found.verified
+    assert [(step.forgotten, step.unlearned) for step in found.steps] == [
+        ((), (2, 5)),
+        ((2,), (2, 5)),
+        ((2, 5), (2, 5)),
+    ]
+    assert [step["unlearned"] for step in found.to_dict()["steps"]] == [[2, 5]] * 3
+    console = Console(file=io.StringIO(), width=200)
+    show(found, console)
+    assert console.file.getvalue().count("unlearned in the weights: 2, 5 (not guaranteed: no filter)") == 2
+    assert console.file.getvalue().count("unlearned in the weights: 2, 5") == 3
+    assert "nothing forgotten" not in console.file.getvalue()
+    (base / "2" / RECORD).write_text("{}", encoding="utf-8")
+    damaged = history(base).steps[1]
+    assert (damaged.status, damaged.unlearned, len(damaged.problems)) == ("verified", (), 1)
+    assert "record of UNSIR" in damaged.problems[0]
+
+
+def test_what_was_unlearned_in_the_weights_does_not_come_back(models: ModelStore, tmp_path: Path) -> None:
+    base = models.base("keras3", tmp_path)
+    check_nothing_comes_back(base, (), "say so", unlearned=())
+    write_record(base / "1", {"forgotten": [2, 5], "classes": len(LABELS)}, None)
+    for forgotten, unlearned in (((), (2, 5)), ((2,), (5, 7)), ((2, 5), ())):
+        check_nothing_comes_back(base, forgotten, "say so", unlearned=unlearned)
+    for forgotten, unlearned in (((), ()), ((2,), (7,)), ((7,), (2,))):
+        with pytest.raises(ForgetListError, match=r"unlearned in the weights of version 1.*with (2, )?5 as well"):
+            check_nothing_comes_back(base, forgotten, "say so", unlearned=unlearned)
+    other = models.base("keras3", tmp_path / "other")
+    with pytest.raises(ForgetListError, match="unlearned in the weights of version 1"):
+        mpru_tf.forget(other, [2], into=base, load_check=False)
+    mpru_tf.forget(base, [2, 5], load_check=False)
+    with pytest.raises(ForgetListError, match="version 2, the newest"):  # what a filter held back takes a filter
+        check_nothing_comes_back(base, (2,), "say so", unlearned=(2, 5))
 
 
 def test_tensorflow_is_not_imported(base: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from mpru_tf.saved_model.session import LoadedModel
 from mpru_tf.unlearning.noise import Range, learn_noise
 from mpru_tf.unlearning.publishing import publish_unlearned
 from mpru_tf.unlearning.record import RECORD, read_record
-from mpru_tf.unlearning.scores import bare_scores
+from mpru_tf.unlearning.scores import bare_scores, count_classes
+from mpru_tf.unlearning.training import Mixed
 
 # The paper's settings are for networks of millions of weights; these small ones need fewer and smaller steps.
 SMALL = UnsirConfig(
@@ -131,6 +133,32 @@ def test_hidden_softmax_is_seen_by_what_it_answers(trained: Any, digits: Any) ->
     assert_forgets_and_keeps(unsir(outer, 3, retained(digits, [3]), SMALL, validation=digits[2:]))
 
 
+def test_softmax_used_twice_is_removed_at_the_output(digits: Any) -> None:
+    softmax = keras.layers.Softmax()
+    x = keras.Input((64,))
+    model = keras.Model(x, softmax(keras.layers.Dense(10)(softmax(x))))
+    with bare_scores(model, True) as scores:
+        x = digits[0][:5].reshape(5, -1)
+        found = scores(x)
+    np.testing.assert_allclose(keras.activations.softmax(found), model(x), atol=1e-6)
+    assert np.asarray(found).min() < 0
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_loss_of_the_callers_own_is_not_copied(trained: Any, digits: Any, nested: bool) -> None:
+    def own(y: Any, p: Any) -> Any:
+        return keras.losses.sparse_categorical_crossentropy(y, p)
+
+    inner = build()
+    inner.set_weights(trained["softmax"].get_weights())
+    inner.compile("sgd", own)
+    x = keras.Input((8, 8, 1))
+    model = keras.Model(x, inner(x)) if nested else inner
+    assert_forgets_and_keeps(unsir(model, 3, retained(digits, [3]), SMALL, validation=digits[2:]))
+    assert inner.compiled
+    inner.fit(digits[0][:64], digits[1][:64], verbose=0)
+
+
 def test_vectors(digits: Any) -> None:
     """Softmax regression on 64 features."""
     x, y, x_test, y_test = digits
@@ -190,6 +218,21 @@ def test_seed_decides(trained: Any, digits: Any) -> None:
     assert any(not np.allclose(a, b, atol=1e-3) for a, b in zip(first, other, strict=True))
 
 
+def test_seed_decides_what_is_dropped(digits: Any) -> None:
+    def run(elsewhere: int) -> list[Any]:
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.Flatten(), keras.layers.Dropout(0.5), keras.layers.Dense(10)]
+        model = keras.Sequential([keras.Input((8, 8, 1)), *layers])
+        # A loaded model is seeded by chance.
+        model.layers[1].seed_generator.state.assign([elsewhere, 3])
+        config = UnsirConfig(**{**SMALL.to_dict(), "seed": 4, "retained_per_class": 20})
+        unsir(model, 3, retained(digits, [3]), config, in_place=True)
+        assert list(np.asarray(model.layers[1].seed_generator.state)) == [elsewhere, 3]
+        return weights(model)
+
+    assert_same(run(1), run(2))
+
+
 def test_frozen_statistics_stay(trained: Any, digits: Any) -> None:
     config = UnsirConfig(**{**SMALL.to_dict(), "batch_norm": "frozen"})
     result = unsir(trained["logits"], 3, retained(digits, [3]), config)
@@ -221,6 +264,29 @@ def test_noise_of_normalised_inputs_is_that_of_the_paper() -> None:
     found = Range.of(x)
     np.testing.assert_allclose(found.mean, 0, atol=0.06)
     np.testing.assert_allclose(found.deviation, 1, atol=0.04)
+
+
+def test_range_of_many_examples() -> None:
+    """In float64, without a copy of them in it."""
+    x = np.random.default_rng(0).standard_normal((5000, 16, 16, 3), dtype=np.float32) * (1, 2, 3) + (0, 100, -7)
+    x = x.astype(np.float32)
+    tracemalloc.start()
+    found = Range.of(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < x.nbytes / 2
+    np.testing.assert_allclose(found.mean, x.mean((0, 1, 2), np.float64), rtol=1e-6)
+    np.testing.assert_allclose(found.deviation, x.std((0, 1, 2), np.float64), rtol=1e-6)
+
+
+def test_noise_is_seen_again_without_a_copy() -> None:
+    random = np.random.default_rng(0)
+    noise, x = (random.standard_normal((size, 2, 3), dtype=np.float32) for size in (4, 6))
+    mixed = Mixed(noise, 3, x)
+    order = random.permutation(len(mixed))
+    np.testing.assert_array_equal(mixed[order], np.concatenate([noise, noise, noise, x])[order])
+    many = Mixed(noise, 10**12, x)
+    np.testing.assert_array_equal(many[np.array([len(many) - 1, 4 * 10**12 - 1])], [x[-1], noise[-1]])
 
 
 def test_history_is_written(trained: Any, digits: Any, tmp_path: Path) -> None:
@@ -265,6 +331,15 @@ def test_floor_ends_impair_early(trained: Any, ways: Any, digits: Any) -> None:
     assert any(row.retained_accuracy is not None for row in result.history)
 
 
+def test_floor_leaves_repair_alone(trained: Any, ways: Any, digits: Any) -> None:
+    """Its first steps bring the forgotten class back."""
+    config = UnsirConfig(**{**SMALL.to_dict(), "retained_floor": 0.3, "look_every": 1})
+    result = unsir(trained["logits"], 3, retained(digits, [3]), config, validation=digits[2:])
+    assert result.ended_early == ()
+    assert result.steps == ways["logits"].steps
+    assert_forgets_and_keeps(result)
+
+
 def test_refuses_to_end_below_the_floor(trained: Any, digits: Any) -> None:
     config = UnsirConfig(**{**SMALL.to_dict(), "impair_learning_rate": 1.0, "repair_epochs": 0, "retained_floor": 0.9})
     model = build(logits=True)
@@ -282,7 +357,7 @@ def test_refuses_retained_data_with_a_forgotten_class(trained: Any, digits: Any)
 
 
 def test_refuses_a_retained_class_without_examples(trained: Any, digits: Any) -> None:
-    with pytest.raises(DataError, match="no example of classes 5, 7"):
+    with pytest.raises(DataError, match="no example of classes 5, 7.* forgot earlier go into the list"):
         unsir(trained["softmax"], 3, retained(digits, [3, 5, 7]), SMALL)
 
 
@@ -322,6 +397,19 @@ def test_refuses_when_the_loss_is_not_finite(trained: Any, digits: Any) -> None:
     assert_same(weights(model), before)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_refuses_answers_that_are_not_finite(trained: Any, digits: Any) -> None:
+    """No loss tells it: it is that of before the step."""
+    model = build(logits=True)
+    model.set_weights(trained["logits"].get_weights())
+    before = weights(model)
+    one_step = {"noise_batches": 1, "batch_size": 4096, "impair_learning_rate": 3e38, "repair_epochs": 0}
+    with pytest.raises(ModelError, match="unlearned model answers"):
+        unsir(model, 3, retained(digits, [3]), UnsirConfig(**{**SMALL.to_dict(), **one_step}), in_place=True)
+    assert_same(weights(model), before)
+
+
 def test_refuses_a_broken_model(trained: Any, digits: Any) -> None:
     model = build(logits=True)
     model.set_weights([weight * np.nan for weight in trained["logits"].get_weights()])
@@ -334,6 +422,7 @@ def test_refuses_a_broken_model(trained: Any, digits: Any) -> None:
     [
         (lambda x, y: (x[:-1], y), "do not belong together"),
         (lambda x, y: (x[:0], y[:0]), "do not belong together"),
+        (lambda x, y: (x[0, 0, 0, 0], y[0]), "do not belong together"),
         (lambda x, y: (x[..., 0], y), "do not fit the model"),
         (lambda x, y: (x[:, :4], y), "do not fit the model"),
         (lambda x, y: (x, y + 1), "no classes of the model"),
@@ -358,6 +447,7 @@ def test_refuses_data(trained: Any, digits: Any, change: Any, match: str) -> Non
         {"batch_norm": "off"},
         {"retained_floor": 2},
         {"repair_epochs": -1},
+        {"seed": -1},
     ],
 )
 def test_refuses_settings(settings: Any) -> None:
@@ -373,9 +463,43 @@ def test_refuses_models_that_are_no_classifiers(digits: Any) -> None:
     tokens = keras.Sequential(
         [keras.Input((5,), dtype="int32"), keras.layers.Embedding(9, 4), keras.layers.Flatten(), keras.layers.Dense(10)]
     )
-    for model, match in ((two, "2 outputs"), (one, "no class scores"), (tokens, "real numbers")):
+    named = keras.Model(x, {"scores": keras.layers.Dense(10)(flat)})
+    for model, match in (
+        (two, "2 outputs"),
+        (named, r"dict of outputs \['scores'\]"),
+        (one, "no class scores"),
+        (tokens, "real numbers"),
+    ):
         with pytest.raises(UnsupportedModelError, match=match):
             unsir(model, 0, retained(digits, [0]), SMALL)
+
+
+def test_refuses_models_that_judge_each_class_on_its_own(digits: Any) -> None:
+    x = keras.Input((8, 8, 1))
+    flat = keras.layers.Flatten()(x)
+    head = keras.Model(x, keras.layers.Dense(10, activation="sigmoid")(flat))
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(10, 1, activation="sigmoid")(x))
+    ways = (
+        head,
+        keras.Model(x, head(x)),
+        keras.Sequential(
+            [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10), keras.layers.Activation("sigmoid")]
+        ),
+        keras.Model(x, keras.ops.sigmoid(keras.layers.Dense(10)(flat))),
+        keras.Model(x, pooled),
+    )
+    for model in ways:
+        with pytest.raises(UnsupportedModelError, match="multi-label or binary"):
+            unsir(model, 3, retained(digits, [3]), SMALL)
+
+
+def test_sigmoids_elsewhere_are_none_of_its_business() -> None:
+    x = keras.Input((6,))
+    scores = keras.layers.Dense(4)(keras.layers.Dense(5, activation="sigmoid")(x))
+    squashed = keras.layers.Activation("sigmoid")(scores)
+    shares = keras.layers.UnitNormalization(1)(squashed)
+    for answers in (scores, keras.layers.Softmax()(squashed), shares):
+        assert count_classes(keras.Model(x, answers)) == 4
 
 
 def test_the_defaults_are_the_papers() -> None:

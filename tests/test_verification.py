@@ -31,6 +31,7 @@ from mpru_tf.saved_model import bundle as bundles
 from mpru_tf.saved_model.candidates import LOGITS, PROBABILITIES
 from mpru_tf.saved_model.sites import survey
 from mpru_tf.saved_model.splice import unsplice
+from mpru_tf.unlearning.record import write_record
 from mpru_tf.verification import Verification, check_before_publishing
 
 DATA = "variables/variables.data-00000-of-00001"
@@ -253,6 +254,25 @@ def test_what_is_not_ours_or_not_there_is_refused(models: ModelStore, tmp_path: 
     (path / DATA).unlink()
     with pytest.raises(CorruptModelError):
         mpru_tf.verify(path)
+
+
+def test_a_record_of_other_weights_does_not_keep_a_filtered_version_from_being_checked(
+    models: ModelStore, tmp_path: Path
+) -> None:
+    path = filtered(models, tmp_path)
+    write_record(path, {"forgotten": [2], "classes": 10}, None)
+    index = path / "variables" / "variables.index"
+    data = index.read_bytes()
+    index.unlink()  # it may be one with the source's
+    index.write_bytes(data + b"x")
+    assert "digests" in failed(mpru_tf.verify(path, load_check=False))
+
+
+def test_a_version_that_only_unlearned_in_its_weights_is_called_so(models: ModelStore, tmp_path: Path) -> None:
+    base = models.base("keras3", tmp_path)
+    write_record(base / "1", {"forgotten": [2, 5], "classes": 10}, None)
+    with pytest.raises(ManifestError, match=r"nothing guarantees.*classes 2, 5"):
+        mpru_tf.verify(base)
 
 
 # ----------------------------------------------------------------------------------------- what cannot be looked at

@@ -20,6 +20,8 @@ from mpru_tf.commands.options import (
     SiteOption,
 )
 from mpru_tf.console import output
+from mpru_tf.errors import ManifestError, explain
+from mpru_tf.unlearning.record import RECORD
 
 if TYPE_CHECKING:
     from mpru_tf.inspection import Inspection
@@ -48,12 +50,30 @@ def inspect(
             num_classes=num_classes,
             multi_label=multi_label,
         )
+    _check_record(inspection)
     if as_json:
         print_json(inspection.to_dict())
     else:
         _show_inspection(inspection)
     if inspection.refusal is not None:
         refuse(inspection.refusal)
+
+
+def _check_record(inspection: Inspection) -> None:
+    """A record was written for as many classes as there are.
+
+    Raises:
+        ManifestError: it names others.
+    """
+    counts = [site.classes for site in inspection.score_sites]
+    if inspection.unlearned and counts and inspection.unlearned[-1] >= max(counts):
+        raise ManifestError(
+            explain(
+                f"The record of classes that were unlearned in the weights is not of this model: {RECORD}",
+                received=f"class {inspection.unlearned[-1]}",
+                valid=f"indices 0 to {max(counts) - 1}",
+            )
+        )
 
 
 def _show_inspection(inspection: Inspection) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpru_tf import calibration, examples
+from mpru_tf.array_files import read_arrays
 from mpru_tf.class_means import SUM_TOLERANCE
 from mpru_tf.errors import DataError, explain
 from mpru_tf.saved_model.score_site import ScoreSite
@@ -33,10 +32,6 @@ _ANSWERS = (
     "of the data"
 )
 _BATCH = 256
-_UNREADABLE = (
-    *(OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error),
-    *(RuntimeError, MemoryError),  # encrypted, or of an unknown compression; a header that claims too much
-)
 
 TRAIN_ROWS, MOST_TRAIN_ROWS = 1000, 100_000
 """Training examples of each class, and in all, that are asked about, the first ones: more make no figure much surer."""
@@ -79,7 +74,7 @@ def read_examples(path: str | os.PathLike[str]) -> tuple[Examples | None, Exampl
         DataError: the file cannot be read, or holds no labelled examples.
     """
     file = Path(path)
-    arrays = _load(file, _DATA)
+    arrays = read_arrays(file, _DATA)
     split = [part for part in ("test", "train") if f"x_{part}" in arrays and f"y_{part}" in arrays]
     if "x" in arrays or not split:
         y = arrays.pop("y", None)
@@ -207,7 +202,7 @@ def read_answers(
         DataError: the file cannot be read, or its rows are not those of the examples.
     """
     file = Path(path)
-    arrays = _load(file, _ANSWERS)
+    arrays = read_arrays(file, _ANSWERS)
     kind = None
     told: list[Floats | None] = []
     for names, wanted in ((("answers", "test", "logits"), test), (("answers_train", "train", "logits_train"), train)):
@@ -337,24 +332,6 @@ def classes_of(inspection: Inspection) -> int:
 def is_multi_label(sites: Sequence[ScoreSite]) -> bool:
     """Whether class scores are judged each on its own."""
     return any(site.multi_label for site in sites)
-
-
-def _load(file: Path, valid: str) -> dict[str, npt.NDArray[Any]]:
-    try:
-        # Opened here, since NumPy leaves a file open that turns out to be damaged.
-        with open(file, "rb") as opened:
-            archive: Any = np.load(opened, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise DataError(explain(f"{file} is no .npz file.", received="a single array", valid=valid))
-            arrays = {name: archive[name] for name in archive.files}
-    except _UNREADABLE as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(explain(f"{file} cannot be read.", received=reason, valid=valid)) from error
-    # NumPy gives a member that is no array as bytes; a single number has no rows.
-    odd = [name for name, array in arrays.items() if not isinstance(array, np.ndarray) or not array.ndim]
-    if odd:
-        raise DataError(explain(f"{file} holds what is no array of rows.", received=", ".join(odd), valid=valid))
-    return arrays
 
 
 def _names(arrays: Mapping[str, Any], y: Any) -> str:

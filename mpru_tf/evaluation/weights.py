@@ -9,7 +9,6 @@ arXiv 2201.05629. Linear probes, Alain and Bengio, 2016, arXiv 1610.01644.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,21 +70,31 @@ def relearn_time(
         learning_rate: of Adam.
         batch_size: examples per step.
         most_steps: when to give up.
-        seed: of the order.
+        seed: of the order, and of dropout.
 
     Returns:
         A :class:`Relearning`.
 
     Raises:
-        DataError: there are no examples, or ``alpha`` or ``original_accuracy`` is not in (0, 1).
+        DataError: there are no examples, or not as many as classes of them, or ``alpha`` is not in [0, 1) or
+            ``original_accuracy`` not in (0, 1].
         ModelError: the model is none that can be fine-tuned, or its loss is not finite.
     """
+    from mpru_tf.unlearning.copying import copied
     from mpru_tf.unlearning.scores import are_probabilities, bare_scores, count_classes
-    from mpru_tf.unlearning.training import quick_statistics, train_epoch, trainer
+    from mpru_tf.unlearning.training import check_trainable, quick_statistics, seeded, train_epoch, trainer
 
     (x, y), (x_f, y_f) = ([np.asarray(each) for each in pair] for pair in (examples, forgotten_examples))
     if not len(x) or not len(x_f):
         raise DataError(explain("Relearning takes examples.", received=f"{len(x)} to learn from, {len(x_f)} to ask"))
+    if len(x) != len(y) or len(x_f) != len(y_f):
+        raise DataError(
+            explain(
+                "Examples and classes do not belong together.",
+                received=f"{len(x)} with {len(y)} to learn from, {len(x_f)} with {len(y_f)} to ask",
+                valid="one class each",
+            )
+        )
     if not (0 <= alpha < 1 and 0 < original_accuracy <= 1):
         raise DataError(
             explain(
@@ -95,7 +104,8 @@ def relearn_time(
             )
         )
     count_classes(model)
-    model = copy.deepcopy(model)
+    check_trainable(model)
+    model = copied(model)
     target = (1 - alpha) * original_accuracy
     accuracies = [_accuracy(model, x_f, y_f)]
 
@@ -106,7 +116,8 @@ def relearn_time(
 
     if accuracies[0] < target and most_steps > 0:
         random = np.random.default_rng(seed)
-        with bare_scores(model, are_probabilities(_answers(model, x[:64]))) as scores, quick_statistics(model):
+        probabilities = are_probabilities(_answers(model, x[:64]))
+        with bare_scores(model, probabilities) as scores, quick_statistics(model), seeded(model, seed):
             made = trainer(model, scores, x.shape[1:], learning_rate, training=True)
             while not train_epoch(made, x.astype(np.float32), y.astype(np.int32), batch_size, random, on_step):
                 pass
@@ -243,21 +254,45 @@ def linear_probe(
 
 
 def penultimate(model: keras.Model, x: npt.ArrayLike) -> Array:
-    """The activations that the last layer with weights gets, float32 [N, d].
+    """The activations that class scores are made of, float32 [N, d]: what the last Dense or convolution layer gets.
+
+    Activations, pooling, dropout, changes of shape and batch normalisation may follow it, and it may be in a nested
+    model.
 
     Raises:
-        UnsupportedModelError: the model has no such layer, or it cannot be reached from outside.
+        UnsupportedModelError: the model has no such layer, or it cannot be told.
     """
     import keras
 
-    last = next((layer for layer in reversed(model.layers) if isinstance(layer, keras.layers.Dense)), None)
-    if last is None:
+    before = _before_scores(model)
+    if before is None:
         raise UnsupportedModelError(
-            explain("The model has no last layer to look in front of.", valid="a model with a Dense layer at its end")
+            explain(
+                "The model has no last layer to look in front of.",
+                valid="a model with a Dense or convolution layer at its end that makes one value per class",
+            )
         )
-    before = keras.Model(model.inputs[0], last.input)
-    answers = _answers(before, np.asarray(x))
+    answers = _answers(keras.Model(model.inputs[0], before), np.asarray(x))
     return answers.reshape(len(answers), -1).astype(np.float32)
+
+
+def _before_scores(model: keras.Model) -> Any | None:
+    """The Keras tensor that class scores are made of; None if that cannot be told."""
+    import keras
+
+    from mpru_tf.unlearning.scores import way_back
+
+    layers = keras.layers
+    outputs = getattr(model, "outputs", None) or []
+    if len(outputs) != 1 or len(model.inputs) != 1:
+        return None
+    for step in way_back(outputs[0]):
+        if isinstance(step.operation, layers.Dense | layers.Conv1D | layers.Conv2D | layers.Conv3D):
+            made = getattr(step.operation, "units", None) or step.operation.filters
+            return step.outward(step.inputs[0]) if made == outputs[0].shape[-1] else None
+        if getattr(step.operation, "weights", None) and not isinstance(step.operation, layers.BatchNormalization):
+            return None
+    return None
 
 
 def _answers(model: keras.Model, x: Array) -> Array:

@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mpru_tf.errors import MPRUError, ServingError
+from mpru_tf.errors import ManifestError, MPRUError, ServingError
 from mpru_tf.manifest import Manifest
 from mpru_tf.operations.client import AVAILABLE, USUAL_LABELS, Progress, Server, silent
 from mpru_tf.operations.configuration import Configuration
 from mpru_tf.operations.remembering import BaseVersion, forgotten_in, labels_of, named, versions_in
 from mpru_tf.saved_model.bundle import FILTER_PREFIX, SAVED_MODEL_FORMS
+from mpru_tf.unlearning.record import unlearned_in
 from mpru_tf.versions import STAGING_PREFIX
 
 OLDER_REMEMBERS, NEWEST_REMEMBERS = "older_version_remembers", "newest_version_remembers"
@@ -81,6 +82,8 @@ class AuditedVersion:
         answers: the forgotten classes that it answers, or may answer.
         is_sure: False if something about it is wrong, so that it has to be assumed.
         state: what the server says about it; None if no server was asked, or it does not know it.
+        unlearned: the classes that its record says were unlearned in its weights. That guarantees no answer, so it
+            forgets none of them that is not in ``forgotten`` too.
     """
 
     version: int
@@ -89,11 +92,17 @@ class AuditedVersion:
     answers: tuple[int, ...]
     is_sure: bool
     state: str | None
+    unlearned: tuple[int, ...] = ()
+
+    @property
+    def unguarded(self) -> tuple[int, ...]:
+        """The classes that were unlearned in the weights, but that no filter holds back."""
+        return tuple(index for index in self.unlearned if index not in self.forgotten)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
-        values = {"path": str(self.path), "forgotten": list(self.forgotten), "answers": list(self.answers)}
-        return {**asdict(self), **values}
+        lists = {name: list(getattr(self, name)) for name in ("forgotten", "answers", "unlearned")}
+        return {**asdict(self), "path": str(self.path), **lists}
 
 
 @dataclass(frozen=True)
@@ -170,14 +179,17 @@ def audit(
     audited = []
     for version in versions:
         progress(f"looking at version {version.version}")
-        own = list(_wrong_with(version, forgotten, full))
+        unlearned, doubts = _unlearned(version)
+        own = list(_wrong_with(version, forgotten, full)) or doubts
         found.extend(own)
         doubtful = {index for finding in own for index in finding.classes}
         answers = tuple(sorted((set(forgotten) - set(version.forgotten)) | doubtful))
         is_sure = not own
         if answers and version.is_complete:
             found.extend(_remembers(version, versions, tuple(sorted(set(answers) - doubtful)), forgotten))
-        audited.append(AuditedVersion(version.version, version.path, version.forgotten, answers, is_sure, None))
+        audited.append(
+            AuditedVersion(version.version, version.path, version.forgotten, answers, is_sure, None, unlearned)
+        )
     found.extend(_stale(versions[0].path.parent))
     configured = _configured(config, server)
     unseen: list[str] = []
@@ -234,6 +246,16 @@ def _wrong_with(version: BaseVersion, forgotten: tuple[int, ...], full: bool) ->
                 kind = _OF_CHECK.get(check.name, DAMAGED)
                 classes = version.forgotten if kind in (LEAK, FILTER) else ()
                 yield Finding(kind, number, classes, f"{name}: {check.detail}")
+
+
+def _unlearned(version: BaseVersion) -> tuple[tuple[int, ...], list[Finding]]:
+    """The classes of a version's record, and what is wrong with that record."""
+    if not version.is_complete:
+        return (), []
+    try:
+        return unlearned_in(version.path), []
+    except ManifestError as error:
+        return (), [Finding(DAMAGED, version.version, (), f"version {version.version}: {error}")]
 
 
 def _carries_filter(path: Path) -> bool:

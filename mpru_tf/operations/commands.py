@@ -454,7 +454,10 @@ def _show_audit(result: Any) -> None:
         colour = "red" if one.answers else "green"
         if not one.is_sure:
             answers, colour = f"{answers} (something is wrong with it)", "bold red"
-        forgets = escape(named(one.forgotten, result.class_labels)) if one.forgotten else "nothing"
+        told = [named(one.forgotten, result.class_labels)] if one.forgotten else []
+        if one.unguarded:
+            told.append(f"{named(one.unguarded, {})} unlearned in the weights, not guaranteed: no filter")
+        forgets = escape("; ".join(told) or "nothing")
         table.add_row(str(one.version), forgets, f"[{colour}]{answers}[/]", one.state or "", escape(theirs))
     output().print(table, highlight=False)
 

@@ -42,11 +42,11 @@ class UnsirConfig:
             with the statistics that it has, and dropout is off; on a CIFAR-10 ResNet-20 that failed at the
             paper's rates and at a twentieth of them, as noise is far from these statistics. The noise is learned with
             them in either case.
-        retained_floor: accuracy on the retained classes. Impairing ends early at the first look that finds less,
-            repairing at the first that finds as much, and if there is still less in the end, the result is refused.
-            None: no looks.
-        look_every: steps between looks.
-        seed: of the noise's start, the choice of retained examples and their order.
+        retained_floor: accuracy on the retained classes. Impair ends early at the first look that finds less; repair
+            always runs in full, as its first steps bring forgotten classes back along with the others; and if there
+            is less in the end, the result is refused. None: no looks.
+        look_every: steps of impair between looks.
+        seed: of the noise's start, the choice of retained examples, their order, and dropout.
 
     Raises:
         DataError: a value is out of range.
@@ -78,8 +78,8 @@ class UnsirConfig:
                 problems.append(f"{name} {value} (valid: above 0)")
             elif name in _COUNTS and value < 1:
                 problems.append(f"{name} {value} (valid: 1 or more)")
-        if self.repair_epochs < 0:
-            problems.append(f"repair_epochs {self.repair_epochs} (valid: 0 or more)")
+            elif name in ("repair_epochs", "seed") and value < 0:
+                problems.append(f"{name} {value} (valid: 0 or more)")
         if not (self.noise_penalty >= 0 and math.isfinite(self.noise_penalty)):
             problems.append(f"noise_penalty {self.noise_penalty} (valid: 0 or more)")
         if self.batch_norm not in ("train", "frozen"):

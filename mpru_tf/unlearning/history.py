@@ -10,6 +10,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from mpru_tf.errors import PublishError, explain
+from mpru_tf.unlearning.places import check_file, check_folder
+
 
 @dataclass(frozen=True)
 class Row:
@@ -31,11 +34,17 @@ class Row:
 
 
 class History:
-    """Keeps rows; as a context, closes what it wrote to. What has happened is written on failures too."""
+    """Keeps rows; as a context, writes them in the end. What has happened is written on failures too.
+
+    Raises:
+        PublishError: nothing can be written there: at once where that can be seen, else in the end, unless the context
+            ends with an error of its own.
+    """
 
     def __init__(
         self, csv_file: str | os.PathLike[str] | None, tensorboard: str | os.PathLike[str] | None, progress: bool
     ) -> None:
+        check_history_places(csv_file, tensorboard)
         self._rows: list[Row] = []
         self._csv, self._tensorboard, self._progress = csv_file, tensorboard, progress
         self._phase, self._bar = "", _nowhere
@@ -73,7 +82,19 @@ class History:
     def __enter__(self) -> History:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        import tensorflow as tf
+
+        try:
+            self._write()
+        except (OSError, tf.errors.OpError) as failure:
+            if kind is None:  # else, what failed first is what has to be told
+                reason = (getattr(failure, "strerror", None) or str(failure)).splitlines()[0]
+                raise PublishError(
+                    explain("The history cannot be written; training was in vain.", received=reason)
+                ) from failure
+
+    def _write(self) -> None:
         if self._csv is not None:
             path = Path(self._csv)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +120,18 @@ class History:
                 values.append(message.Value(tag=f"{name}/retained_accuracy", simple_value=row.retained_accuracy))
             writer.add_summary(message(value=values), global_step=row.step)
         writer.close()
+
+
+def check_history_places(csv_file: str | os.PathLike[str] | None, tensorboard: str | os.PathLike[str] | None) -> None:
+    """See that a history can be written.
+
+    Raises:
+        PublishError: it cannot.
+    """
+    if csv_file is not None:
+        check_file(csv_file, "the history")
+    if tensorboard is not None:
+        check_folder(tensorboard, "the history for TensorBoard")
 
 
 def _nowhere(loss: float) -> None:

@@ -15,6 +15,8 @@ from mpru_tf.unlearning.scores import Scores
 
 Array = npt.NDArray[Any]
 
+_VALUES_AT_ONCE = 2**18  # that are widened to float64
+
 
 @dataclass(frozen=True)
 class Range:
@@ -36,7 +38,12 @@ class Range:
             DataError: they are all the same.
         """
         axes = tuple(range(x.ndim - 1))
-        mean, deviation = (np.asarray(f(x, axis=axes, dtype=np.float64), np.float32) for f in (np.mean, np.std))
+        values = x.size / x.shape[-1]  # of each channel
+        step = max(1, _VALUES_AT_ONCE // max(1, x[0].size))
+        chunks = [x[start : start + step] for start in range(0, len(x), step)]
+        exact = sum(chunk.sum(axes, dtype=np.float64) for chunk in chunks) / values
+        variance = sum(np.square(chunk - exact).sum(axes) for chunk in chunks) / values
+        mean, deviation = (np.asarray(each, np.float32) for each in (exact, np.sqrt(variance)))
         if not deviation.any():
             raise DataError(explain("The retained examples are all the same, so noise like them cannot be made."))
         return cls(mean, deviation)

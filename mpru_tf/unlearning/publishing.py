@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mpru_tf.errors import DataError, LabelsError, VerificationError, explain
+from mpru_tf.errors import DataError, LabelsError, ModelError, PublishError, VerificationError, explain
 from mpru_tf.labels import write_labels
 from mpru_tf.lineage import check_nothing_comes_back
 from mpru_tf.manifest import read_manifest
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
 FILTERS = ("tempered", "renormalize")
 """Methods of the filter that fit on top: the others project along the mean answer to a class that is not answered."""
 
+_LEAST_KEPT = 0.8  # of the accuracy on retained classes; what loses more is no model that somebody wants served
+_HARDLY_FORGOTTEN = 0.1
+
+# How far answers may be apart, as a share of the largest score, by what the model computes with: a Session rounds to 16
+# bits at other places than Keras.
+_TOLERANCES = {"bfloat16": 0.05, "float16": 0.01}
 _TOLERANCE = 1e-4
 
 
@@ -80,7 +88,7 @@ def publish_unlearned(
     Args:
         result: the model and what is known of it.
         into: base path; made if missing.
-        examples: a few inputs [N, ...] to compare the version's answers with the model's on.
+        examples: a few inputs [N, ...], N >= 1, to compare the version's answers with the model's on.
         labels: one per class; they stay with the version.
         source: the file that the model was loaded from.
         then_filter: 'tempered' or 'renormalize'.
@@ -90,8 +98,9 @@ def publish_unlearned(
         A :class:`Published`.
 
     Raises:
-        DataError: the filter is no such one.
-        ForgetListError: the newest version in ``into`` forgets a class that the new one may answer.
+        DataError: the filter is no such one, or the examples are none for the model.
+        ForgetListError: the newest version in ``into`` forgets a class that the new one may answer, or has unlearned
+            one that the new one has not.
         LabelsError: the labels do not fit the model.
         VerificationError: the version answers otherwise than the model. Nothing was published.
         PublishError: it could not be written.
@@ -104,9 +113,13 @@ def publish_unlearned(
         raise LabelsError(
             explain("The labels do not fit the model.", received=f"{len(labels)} labels for {result.classes} classes")
         )
-    check_nothing_comes_back(
-        base, result.forgotten if then_filter else (), "publish into another base path; to go on hiding them, filter"
-    )
+    check_classes_stay_gone(base, result.forgotten, then_filter)
+    inputs, wanted = np.asarray(examples), tuple(result.model.inputs[0].shape)
+    fits = inputs.ndim == len(wanted) and all(b in (None, a) for a, b in zip(inputs.shape[1:], wanted[1:], strict=True))
+    if not fits or not len(inputs):
+        raise DataError(
+            explain("The examples do not fit the model.", received=f"{inputs.shape}", valid=f"[N, *{list(wanted[1:])}]")
+        )
     origin = None if source is None else Path(source).absolute()
     with staged(base) as staging:
         directory = staging / "unlearned"
@@ -115,7 +128,7 @@ def publish_unlearned(
             write_labels(directory, labels)
         told = None if origin is None else {"path": _shown(origin, redact_labels), "sha256": _digest(origin)}
         write_record(directory, result.to_dict(), told)
-        difference = _compare(directory, result, np.asarray(examples, np.float32))
+        difference = _compare(directory, result, inputs)
         filtered = None
         if then_filter is not None:
             from mpru_tf.reexport import forget
@@ -165,24 +178,100 @@ def check_filter(then_filter: str | None, temperature: float | None = None, reda
         raise DataError(explain("Only the filter tempered has a temperature.", received=then_filter))
 
 
-def _compare(directory: Path, result: UnsirResult, x: npt.NDArray[np.float32]) -> float:
+@contextmanager
+def saved(model: Any, file: Path | None) -> Iterator[None]:
+    """Save a Keras model beside its place, and move it there once the context has ended well; else, nothing is left.
+
+    Raises:
+        PublishError: there is a file by now.
+    """
+    if file is None:
+        yield
+        return
+    temporary = file.with_name(f".{secrets.token_hex(8)}.keras")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            raise PublishError(explain("The Keras model would replace a file; nothing was published.", received=file))
+        model.save(temporary)
+        yield
+        temporary.rename(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_classes_stay_gone(base: Path, forgotten: Sequence[int], then_filter: str | None) -> None:
+    """Refuse to publish into a base path whose newest version has forgotten what the new one would answer.
+
+    Args:
+        base: the base path; it need not exist.
+        forgotten: indices of the classes to unlearn.
+        then_filter: the filter on top, if any.
+
+    Raises:
+        ForgetListError: a class would come back.
+    """
+    otherwise = "publish into another base path; to go on hiding them, filter"
+    check_nothing_comes_back(base, forgotten if then_filter else (), otherwise, unlearned=forgotten)
+
+
+def check_retained(result: UnsirResult) -> None:
+    """Refuse an outcome that is not worth publishing, unless a floor was set, which is held to in training.
+
+    Raises:
+        ModelError: the accuracy on the retained classes fell below four fifths of what it was.
+    """
+    before, after = result.before.retained, result.after.retained
+    if result.config.retained_floor is None and after < _LEAST_KEPT * before:
+        raise ModelError(
+            explain(
+                "The model has lost too much of the classes that stay; nothing was published.",
+                received=f"accuracy {after:.4f} on them, {before:.4f} before",
+                valid=f"{_LEAST_KEPT * before:.4f} or more, {_LEAST_KEPT} of what it was",
+                hint="Take --preset gentle if this was another, give more retained data, or say with "
+                f"--retained-floor X, X below {after:.4f}, that such a model will do.",
+            )
+        )
+
+
+def remarks(result: UnsirResult, then_filter: str | None) -> list[str]:
+    """What somebody must know who publishes an outcome, one sentence each; none if all went well."""
+    share = result.after.forgotten
+    if share is None:
+        return [
+            "Whether the weights have forgotten the classes was not measured: there are no examples of them among "
+            "those that accuracies were taken on."
+        ]
+    if share > _HARDLY_FORGOTTEN and then_filter is None:
+        return [
+            f"The weights still recognise the forgotten classes in {share:.0%} of their examples, and no filter is put "
+            "on top."
+        ]
+    return []
+
+
+def _compare(directory: Path, result: UnsirResult, examples: npt.NDArray[Any]) -> float:
     """Load the version as a server does, and hold its answers against the model's."""
     import keras
+    import tensorflow as tf
 
     from mpru_tf.saved_model.session import LoadedModel
 
-    expected = keras.ops.convert_to_numpy(keras.ops.cast(result.model(x, training=False), "float32"))
     with LoadedModel(directory) as loaded:
         signature = loaded.signatures["serving_default"]
         (given,), (shown,) = signature.inputs, signature.outputs
+        x = examples.astype(tf.as_dtype(signature.inputs[given].dtype).as_numpy_dtype)
         answers = loaded.run("serving_default", {given: x})[shown].astype(np.float32)
+    expected = keras.ops.convert_to_numpy(keras.ops.cast(result.model(x, training=False), "float32"))
     difference = float(np.max(np.abs(answers - expected))) if answers.shape == expected.shape else np.inf
-    if not difference <= _TOLERANCE * max(1.0, float(np.max(np.abs(expected)))):
+    used = {layer.compute_dtype for layer in result.model._flatten_layers()}
+    tolerance = max((_TOLERANCES.get(dtype, _TOLERANCE) for dtype in used), default=_TOLERANCE)
+    if not difference <= tolerance * max(1.0, float(np.max(np.abs(expected)))):
         raise VerificationError(
             explain(
                 "The exported version answers otherwise than the model; it was not published.",
                 received=f"a difference of {difference:.2g}",
-                valid=f"at most {_TOLERANCE} of the largest score",
+                valid=f"at most {tolerance} of the largest score",
             )
         )
     return difference

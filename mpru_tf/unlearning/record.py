@@ -73,8 +73,7 @@ def read_record(version_dir: Path) -> dict[str, Any] | None:
         if values["format_version"] != FORMAT_VERSION:
             raise TypeError(f"format version {values['format_version']}")
         digest = values["variables_index_sha256"]
-        if not all(isinstance(index, int) for index in values["forgotten"]):
-            raise TypeError("forgotten holds more than class indices")
+        _check_classes(values["forgotten"], values["classes"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ManifestError(
             explain(
@@ -91,3 +90,10 @@ def read_record(version_dir: Path) -> dict[str, Any] | None:
             )
         )
     return values
+
+
+def _check_classes(forgotten: object, classes: object) -> None:
+    if not isinstance(classes, int) or not isinstance(forgotten, list) or not forgotten:
+        raise TypeError(f"forgotten {forgotten!r} of {classes!r} classes")
+    if not all(type(index) is int and 0 <= index < classes for index in forgotten):
+        raise TypeError(f"forgotten {forgotten!r} holds more than indices of {classes} classes")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mpru_tf.errors import UnsupportedModelError, explain
@@ -23,15 +24,18 @@ def count_classes(model: keras.Model) -> int:
     """The number n of classes.
 
     Raises:
-        UnsupportedModelError: the model does not answer one vector of class scores to one input.
+        UnsupportedModelError: the model does not answer one vector of class scores to one input, or judges each class
+            on its own.
     """
     inputs: list[Any] = getattr(model, "inputs", None) or []
     outputs: list[Any] = getattr(model, "outputs", None) or []
-    if len(inputs) != 1 or len(outputs) != 1:
+    names: Any = getattr(getattr(model, "_functional", None) or model, "output", None) if outputs else None
+    if len(inputs) != 1 or len(outputs) != 1 or isinstance(names, dict):
         raise UnsupportedModelError(
             explain(
                 "UNSIR works on models with one input and one output.",
-                received=f"{len(inputs)} inputs and {len(outputs)} outputs",
+                received=f"{len(inputs)} inputs and "
+                + (f"a dict of outputs {list(names)}" if isinstance(names, dict) else f"{len(outputs)} outputs"),
                 valid="a built Keras model from examples [batch, ...] to class scores [batch, n]",
             )
         )
@@ -48,7 +52,81 @@ def count_classes(model: keras.Model) -> int:
                 valid="float32, float16, bfloat16 or float64",
             )
         )
+    if _ends_in_sigmoid(outputs[0]):
+        raise UnsupportedModelError(
+            explain(
+                "The model ends in a sigmoid: it judges each class on its own, so an input does not have one class.",
+                received="a multi-label or binary model",
+                valid="probabilities or logits of classes of which an input has one, ending in a softmax or nothing",
+            )
+        )
     return int(shape[1])
+
+
+@dataclass(frozen=True)
+class Step:
+    """A call in a model's graph.
+
+    Attributes:
+        operation: the layer or operation that was called.
+        inputs: the Keras tensors that it was called on, in the innermost model around it.
+        outward: makes of a Keras tensor of that model the same tensor of the outermost.
+    """
+
+    operation: Any
+    inputs: tuple[Any, ...]
+    outward: Callable[[Any], Any]
+
+
+def way_back(tensor: Any, outward: Callable[[Any], Any] = lambda tensor: tensor) -> Generator[Step, None, bool]:
+    """The calls that made a Keras tensor, last first, into nested models; it ends where a call takes several tensors.
+
+    Returns:
+        Whether it came to an input.
+    """
+    import keras
+
+    while True:
+        history = tensor._keras_history
+        if history.operation is None:
+            return True
+        inputs = tuple(history.operation._inbound_nodes[history.node_index].input_tensors)
+        if not inputs:
+            return True
+        nested = isinstance(history.operation, keras.Model) and getattr(history.operation, "outputs", None)
+        if nested:
+            inner = way_back(nested[history.tensor_index], _out_of(history.operation, inputs, outward))
+            if not (yield from inner):
+                return False
+        else:
+            yield Step(history.operation, inputs, outward)
+        if len(inputs) != 1:
+            return False
+        tensor = inputs[0]
+
+
+def _out_of(model: keras.Model, inputs: tuple[Any, ...], outward: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    import keras
+
+    return lambda tensor: outward(keras.Model(list(model.inputs), tensor)(list(inputs)))
+
+
+def _ends_in_sigmoid(tensor: Any) -> bool:
+    """Whether a sigmoid is the last that is done to class scores, pooling and change of shape aside."""
+    import keras
+
+    mixing = (keras.layers.Softmax, keras.layers.Lambda, keras.layers.UnitNormalization)
+    for step in way_back(tensor):
+        operation = step.operation
+        activation = getattr(operation, "activation", None) or operation
+        name = getattr(activation, "__name__", type(activation).__name__).lower()
+        if name.endswith("sigmoid"):
+            return True
+        # What a layer of the caller's does with scores cannot be told.
+        known = type(operation).__module__.startswith("keras.") and not isinstance(operation, mixing)
+        if not known or name.endswith("softmax") or getattr(operation, "weights", None):
+            return False
+    return False
 
 
 def are_probabilities(answers: npt.NDArray[np.float64]) -> bool:
@@ -78,12 +156,14 @@ def bare_scores(model: keras.Model, probabilities: bool) -> Iterator[Scores]:
     def of(function: Scores, convert: Callable[[Any], Any]) -> Scores:
         return lambda x, training=False: convert(function(x, training=training))
 
-    last: Any = getattr(getattr(model.outputs[0], "_keras_history", None), "operation", None)
+    step = next(way_back(model.outputs[0]), None)
+    last: Any = step.operation if step is not None and step.operation in model.layers else None
     if not probabilities:
         yield of(model, as_logits)
-    elif isinstance(last, keras.layers.Softmax) and last in model.layers:
-        yield of(keras.Model(model.inputs[0], last.input), as_logits)
-    elif getattr(last, "activation", None) is keras.activations.softmax and last in model.layers:
+    elif step is not None and isinstance(last, keras.layers.Softmax) and len(step.inputs) == 1:
+        # In front of this call of it, as it may be called elsewhere, too.
+        yield of(keras.Model(model.inputs[0], step.inputs[0]), as_logits)
+    elif getattr(last, "activation", None) is keras.activations.softmax:
         last.activation = keras.activations.linear
         try:
             yield of(model, as_logits)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mpru_tf.errors import ModelError, explain
+from mpru_tf.errors import ModelError, UnsupportedModelError, explain
 from mpru_tf.unlearning.scores import Scores
 
 if TYPE_CHECKING:
@@ -19,6 +20,52 @@ Array = npt.NDArray[Any]
 
 _MOMENTUM = 0.9
 _FIRST_LOSS_SCALE = 2.0**10  # Keras begins at 2^15, which overflows for the first steps; an epoch has only dozens
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Noise [m, ...] seen so many times and examples [N, ...] behind it; rows are put together when asked for."""
+
+    noise: Array
+    times: int
+    examples: Array
+
+    def __len__(self) -> int:
+        return self.times * len(self.noise) + len(self.examples)
+
+    def __getitem__(self, chosen: npt.NDArray[np.int64]) -> Array:
+        rows = np.empty((len(chosen), *self.examples.shape[1:]), self.examples.dtype)
+        first = self.times * len(self.noise)
+        noisy = chosen < first
+        rows[noisy] = self.noise[chosen[noisy] % len(self.noise)]
+        rows[~noisy] = self.examples[chosen[~noisy] - first]
+        return rows
+
+
+def check_trainable(model: keras.Model) -> None:
+    """Refuse models that Adam cannot change.
+
+    Raises:
+        ModelError: it has no trainable weights.
+        UnsupportedModelError: they are too short.
+    """
+    if not model.trainable_weights:
+        raise ModelError(
+            explain(
+                "The model has no trainable weights, so nothing can be learned or unlearned in them.",
+                received="a frozen model" if model.weights else "a model without weights",
+                hint="Set `trainable = True` on the layers that may change.",
+            )
+        )
+    short = {str(weight.dtype) for weight in model.trainable_weights} & {"float16", "bfloat16"}
+    if short:
+        raise UnsupportedModelError(
+            explain(
+                "Adam cannot train weights of 16 bits: small squares of gradients are 0 there, and 0.999 is 1.",
+                received=f"trainable weights of type {', '.join(sorted(short))}",
+                valid="float32 weights; the policies mixed_float16 and mixed_bfloat16 keep them",
+            )
+        )
 
 
 def trainer(model: keras.Model, scores: Scores, shape: tuple[int, ...], learning_rate: float, training: bool) -> Any:
@@ -56,7 +103,7 @@ def trainer(model: keras.Model, scores: Scores, shape: tuple[int, ...], learning
 
 def train_epoch(
     made: Any,
-    x: Array,
+    x: Array | Mixed,
     y: Array,
     batch_size: int,
     random: np.random.Generator,
@@ -117,3 +164,20 @@ def quick_statistics(model: keras.Model) -> Iterator[None]:
     finally:
         for layer, momentum in kept:
             layer.momentum = momentum
+
+
+@contextmanager
+def seeded(model: keras.Model, seed: int) -> Iterator[None]:
+    """Dropout, and whatever else draws from a generator of its layer, draws what ``seed`` says; put back afterwards."""
+    import keras
+
+    states = [generator.state for layer in model._flatten_layers() for generator in layer._seed_generators]
+    kept = [keras.ops.convert_to_numpy(state) for state in states]
+    # Each gets a seed of its own: layers of one size would drop the same units otherwise.
+    for state, own in zip(states, np.random.SeedSequence(seed).generate_state(len(states)), strict=True):
+        state.assign(np.array([own, 0]))
+    try:
+        yield
+    finally:
+        for state, value in zip(states, kept, strict=True):
+            state.assign(value)

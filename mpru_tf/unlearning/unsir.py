@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -13,14 +12,15 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from mpru_tf.errors import DataError, ModelError, UnsupportedModelError, explain
+from mpru_tf.errors import DataError, ModelError, explain
 from mpru_tf.filters import check_forget_list
 from mpru_tf.labels import parse_classes
 from mpru_tf.unlearning.config import UnsirConfig
+from mpru_tf.unlearning.copying import copied
 from mpru_tf.unlearning.history import History, Row
 from mpru_tf.unlearning.noise import Range, learn_noise
 from mpru_tf.unlearning.scores import are_probabilities, bare_scores, count_classes
-from mpru_tf.unlearning.training import quick_statistics, train_epoch, trainer
+from mpru_tf.unlearning.training import Mixed, check_trainable, quick_statistics, seeded, train_epoch, trainer
 
 if TYPE_CHECKING:
     import keras
@@ -49,7 +49,7 @@ class UnsirResult:
     """What :func:`unsir` did.
 
     Attributes:
-        model: the model that has forgotten: a copy, or the one given with ``in_place``.
+        model: the model that has forgotten: a copy, not compiled, or the one given with ``in_place``.
         forgotten: indices of the forgotten classes, ascending.
         classes: number n of classes.
         config: the settings.
@@ -60,7 +60,7 @@ class UnsirResult:
         steps: optimiser steps by phase: 'noise', 'impair', 'repair'.
         seconds: wall-clock time by phase, looks at the accuracy left out.
         history: one row per step.
-        ended_early: phases that :attr:`UnsirConfig.retained_floor` ended.
+        ended_early: ('impair',) if :attr:`UnsirConfig.retained_floor` ended it.
     """
 
     model: keras.Model = field(repr=False)
@@ -132,7 +132,8 @@ def unsir(
         ForgetListError: about ``classes``.
         DataError: about the examples.
         UnsupportedModelError: the model is no such classifier.
-        ModelError: it has nothing to train, its loss is not finite, or it ends below the floor on retained accuracy.
+        ModelError: it has nothing to train, its loss or its answers are not finite, or it ends below the floor on
+            retained accuracy.
 
     Source: Tarun, Chundawat, Mandal, Kankanhalli, 2021, arXiv 2111.08947. What is ours is in :class:`UnsirConfig`.
     """
@@ -144,23 +145,7 @@ def unsir(
     asked = _examples(validation, model, count, "validation") if validation is not None else None
     if asked is not None and np.isin(asked[1], forgotten).all():
         raise DataError(explain("The validation examples are all of forgotten classes.", valid="some that stay, too"))
-    if not model.trainable_weights:
-        raise ModelError(
-            explain(
-                "The model has no trainable weights, so nothing can be unlearned in them.",
-                received="a frozen model" if model.weights else "a model without weights",
-                hint="Set `trainable = True` on the layers that may change.",
-            )
-        )
-    short = {str(weight.dtype) for weight in model.trainable_weights} & {"float16", "bfloat16"}
-    if short:
-        raise UnsupportedModelError(
-            explain(
-                "Adam cannot train weights of 16 bits: small squares of gradients are 0 there, and 0.999 is 1.",
-                received=f"trainable weights of type {', '.join(sorted(short))}",
-                valid="float32 weights; the policies mixed_float16 and mixed_bfloat16 keep them",
-            )
-        )
+    check_trainable(model)
     random = np.random.default_rng(config.seed)
     chosen = np.sort(
         np.concatenate([_pick(np.flatnonzero(y == c), config.retained_per_class, random) for c in np.unique(y)])
@@ -203,20 +188,29 @@ class _Run:
         with ExitStack() as stack:
             scores = stack.enter_context(bare_scores(self.model, are_probabilities(answers)))
             stack.enter_context(quick_statistics(self.model))
+            stack.enter_context(seeded(self.model, config.seed))
             noise = self._noise(scores)
             training = config.batch_norm == "train"
             shape = self.x.shape[1:]
             # Noise is seen again and again, beside each retained example once.
-            seen = np.tile(noise.reshape(-1, *shape), (config.noise_batches, *(1 for _ in shape)))
-            mixed = np.concatenate([seen, self.x])
+            mixed = Mixed(noise.reshape(-1, *shape), config.noise_batches, self.x)
             wanted = np.tile(np.repeat(np.asarray(self.forgotten), config.noise_batch), config.noise_batches)
             wanted = np.concatenate([wanted, self.y]).astype(np.int32)
             made = trainer(self.model, scores, shape, config.impair_learning_rate, training)
-            self._phase("impair", made, mixed, wanted, config.impair_epochs, self._is_below_floor)
+            self._phase("impair", made, mixed, wanted, config.impair_epochs)
             impaired = self._accuracy()
             made = trainer(self.model, scores, shape, config.repair_learning_rate, training)
-            self._phase("repair", made, self.x, self.y, config.repair_epochs, self._is_back)
-            after = self._accuracy()
+            self._phase("repair", made, self.x, self.y, config.repair_epochs)
+            answers = _answers(self.model, self.asked[0])
+        if not np.isfinite(answers).all():
+            raise ModelError(
+                explain(
+                    "The unlearned model answers numbers that are not finite; it was put aside.",
+                    received="NaN or infinity",
+                    hint="Lower the learning rates of impair and repair.",
+                )
+            )
+        after = self._accuracy(answers)
         floor = config.retained_floor
         if floor is not None and after.retained < floor:
             raise ModelError(
@@ -255,7 +249,7 @@ class _Run:
                 on_step=lambda label, step, loss: self.history.add(loss, label=label),
             )
 
-    def _phase(self, name: str, made: Any, x: Array, y: Array, epochs: int, enough: Callable[[], bool]) -> None:
+    def _phase(self, name: str, made: Any, x: Array | Mixed, y: Array, epochs: int) -> None:
         config = self.config
         total = epochs * max(1, round(len(x) / config.batch_size))
         looked = 0.0
@@ -263,12 +257,14 @@ class _Run:
         def on_step(loss: float) -> bool:
             nonlocal looked
             self.history.add(loss)
-            if config.retained_floor is None or self.history.steps(name) % config.look_every:
+            floor = config.retained_floor
+            # Repair brings everything back at first, also what was to be forgotten: it is never cut short.
+            if name == "repair" or floor is None or self.history.steps(name) % config.look_every:
                 return False
             started = time.perf_counter()
-            done = enough()
+            accuracy = self._retained_accuracy()
             looked += time.perf_counter() - started
-            return done
+            return accuracy < floor
 
         with self.history.phase(name, total), self._timed(name):
             for _ in range(epochs):
@@ -296,14 +292,6 @@ class _Run:
         self.history.note(accuracy)
         return accuracy
 
-    def _is_below_floor(self) -> bool:
-        assert self.config.retained_floor is not None
-        return self._retained_accuracy() < self.config.retained_floor
-
-    def _is_back(self) -> bool:
-        assert self.config.retained_floor is not None
-        return self._retained_accuracy() >= self.config.retained_floor
-
     def _check_floor_can_hold(self, before: Accuracy) -> None:
         floor = self.config.retained_floor
         if floor is not None and before.retained < floor:
@@ -326,7 +314,7 @@ def _examples(given: Examples, model: keras.Model, count: int, name: str) -> tup
     y = y.reshape(-1)
     wanted = tuple(model.inputs[0].shape)[1:]
     shown = f"x {x.shape}, y {y.shape}"
-    if not len(x) or len(x) != len(y):
+    if not x.ndim or not len(x) or len(x) != len(y):
         raise DataError(
             explain(f"The {name} examples and classes do not belong together.", received=shown, valid="one class each")
         )
@@ -368,6 +356,7 @@ def _retained(given: Examples, model: keras.Model, count: int, forgotten: Sequen
                 "Retained classes without examples would be forgotten along with the others.",
                 received=f"no example of class{'es' if len(missing) > 1 else ''} {', '.join(map(str, missing))}",
                 valid="at least one example of each class that stays",
+                hint="Classes that this model forgot earlier go into the list as well.",
             )
         )
     return x, y
@@ -381,18 +370,7 @@ def _pick(indices: Array, most: int, random: np.random.Generator) -> Array:
 def _untouched_on_failure(model: keras.Model, in_place: bool) -> Iterator[keras.Model]:
     """A copy to work on; or the model itself, whose weights are put back if anything fails."""
     if not in_place:
-        try:
-            yield_this = copy.deepcopy(model)
-        except (TypeError, ValueError, NotImplementedError, OSError) as error:
-            raise UnsupportedModelError(
-                explain(
-                    "The model cannot be copied: Keras cannot rebuild it from its configuration.",
-                    received=" ".join(str(error).split())[-300:],
-                    hint="Register its custom layers with keras.saving.register_keras_serializable, or have the model "
-                    "itself changed with in_place=True.",
-                )
-            ) from error
-        yield yield_this
+        yield copied(model)
         return
     kept = model.get_weights()
     try:

@@ -174,7 +174,7 @@ class TestAnswersInAFile:
         path = self.stored(world, tmp_path)
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr("notes.txt", "not an array")
-        with pytest.raises(DataError, match=r"no array of rows\. Received: notes\.txt"):
+        with pytest.raises(DataError, match=r"notes\.txt: no array of rows"):
             evaluate(world.original, world.base, world.test, retrained=path)
 
     @pytest.mark.parametrize("other", ["original", "unlearned"])

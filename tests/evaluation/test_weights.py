@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from mpru_tf.errors import DataError, UnsupportedModelError
+from mpru_tf.errors import DataError, ModelError, UnsupportedModelError
 from mpru_tf.evaluation.weights import (
     Relearning,
     anamnesis_index,
@@ -88,6 +88,24 @@ def test_relearning_refuses() -> None:
         relearn_time(build(), blobs(0), nothing, 1.0)
     with pytest.raises(DataError, match="no shares"):
         relearn_time(build(), blobs(0), blobs(1), 0.0)
+    x, y = blobs(0)
+    for pairs in (((x, y[:-1]), (x, y)), ((x, y), (x[1:], y))):
+        with pytest.raises(DataError, match="180 with 179|179 with 180"):
+            relearn_time(build(), *pairs, 1.0)
+    frozen = build()
+    frozen.trainable = False
+    with pytest.raises(ModelError, match="frozen"):
+        relearn_time(frozen, blobs(0), blobs(1), 1.0)
+
+
+def test_relearning_is_the_same_again_with_dropout(forgot: Any) -> None:
+    def run(seed: int) -> tuple[float, ...]:
+        keras.utils.set_random_seed(seed)
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dropout(0.5), *forgot.layers])
+        gone = of_class(blobs(1), 2)
+        return relearn_time(model, blobs(0), gone, 1.0, learning_rate=0.1, batch_size=64, most_steps=20).accuracies
+
+    assert run(1) == run(2)
 
 
 def test_anamnesis_index() -> None:
@@ -151,3 +169,30 @@ def test_probe_refuses_one_kind_alone() -> None:
 def test_penultimate_refuses_models_without_a_last_layer() -> None:
     with pytest.raises(UnsupportedModelError, match="Dense"):
         penultimate(keras.Sequential([keras.Input((2,)), keras.layers.Softmax()]), np.zeros((1, 2)))
+
+
+def test_penultimate_finds_what_makes_the_scores() -> None:
+    """Not the gate in the middle, whose Dense layers come last in the list of layers of their kind."""
+    random = np.random.default_rng(0).standard_normal((3, 4, 4, 2)).astype("float32")
+    x = keras.Input((4, 4, 2))
+    features = keras.layers.Conv2D(8, 3, padding="same")(x)
+    gate = keras.layers.Dense(8, activation="sigmoid")(keras.layers.GlobalAveragePooling2D()(features))
+    gated = keras.layers.Multiply()([features, keras.layers.Reshape((1, 1, 8))(gate)])
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(5, 1)(gated))
+    model = keras.Model(x, keras.layers.Softmax()(pooled))
+    seen = penultimate(model, random)
+    np.testing.assert_allclose(seen, np.asarray(keras.Model(x, gated)(random)).reshape(3, -1), atol=1e-6)
+    outer = keras.Input((4, 4, 2))
+    nested = keras.Model(outer, keras.layers.Dropout(0.5)(model(keras.layers.Rescaling(1.0)(outer))))
+    np.testing.assert_allclose(penultimate(nested, random), seen, atol=1e-6)
+    twice = keras.Sequential([keras.Input((4, 4, 2)), nested, keras.layers.Activation("linear")])
+    np.testing.assert_allclose(penultimate(twice, random), seen, atol=1e-6)
+
+
+def test_penultimate_refuses_what_it_cannot_tell() -> None:
+    x = keras.Input((2,))
+    one, other = (keras.layers.Dense(3)(x) for _ in range(2))
+    halves = keras.layers.GlobalMaxPooling1D()(keras.layers.Reshape((2, 3))(keras.layers.Dense(6)(x)))
+    for answers in (keras.layers.Add()([one, other]), halves, keras.layers.PReLU()(one)):
+        with pytest.raises(UnsupportedModelError, match="no last layer"):
+            penultimate(keras.Model(x, answers), np.zeros((1, 2)))

@@ -20,6 +20,7 @@ from mpru_tf.operations.configuration import Configuration
 from mpru_tf.operations.retire import retire
 from mpru_tf.operations.rollback import rollback
 from mpru_tf.operations.waiting import wait_until_available
+from mpru_tf.unlearning.record import write_record
 from mpru_tf.versions import STAGING_PREFIX, staged
 
 Start = Callable[..., Server]
@@ -130,6 +131,29 @@ class TestBasePath:
         assert [finding.kind for finding in found.findings] == ["damaged_version"]
         assert found.versions[0].answers == (2,)
 
+    def test_unlearned_in_the_weights(self, base: Path) -> None:
+        """It guarantees nothing, so it is told, but counts for nothing."""
+        write_record(base / "1", {"forgotten": [0, 2], "classes": 4}, None)
+        found = audit(base)
+        assert found.is_clean
+        (one,) = found.versions
+        assert (one.forgotten, one.unlearned, one.unguarded, one.answers) == ((), (0, 2), (0, 2), ())
+        assert one.to_dict()["unlearned"] == [0, 2]
+        mpru_tf.forget(base, [2], load_check=False)
+        found = audit(base)
+        assert kinds(found) == [("older_version_remembers", 1, (2,))]
+        assert found.versions[1].unguarded == (0,)
+
+    def test_a_damaged_record(self, filtered: Path) -> None:
+        for number in ("1", "2"):
+            write_record(filtered / number, {"forgotten": [9], "classes": 4}, None)
+        found = audit(filtered)
+        assert [kind for kind in kinds(found) if kind[0] == "damaged_version"] == [
+            ("damaged_version", 1, ()),
+            ("damaged_version", 2, ()),
+        ]
+        assert not found.versions[1].is_sure
+
     def test_stale_staging(self, alone: Path) -> None:
         (alone / f"{STAGING_PREFIX}0123").mkdir()
         with staged(alone.parent / "other"):
@@ -165,7 +189,8 @@ class TestBasePath:
             "unseen",
         }
         assert found["findings"][0].keys() == {"kind", "version", "classes", "detail"}
-        assert found["versions"][0].keys() == {"version", "path", "forgotten", "answers", "is_sure", "state"}
+        own = {"version", "path", "forgotten", "unlearned", "answers", "is_sure", "state"}
+        assert found["versions"][0].keys() == own
 
 
 class TestServer:
