@@ -89,7 +89,7 @@ fine-tuning on few examples until the class is back), with and without a filter 
 
 | weights | filter | largest probability of the class | probe, AUC | steps until back to {within} |
 |---|---|---|---|---|
-{left}"""
+{left}{compared_with_retraining}"""
 
 _COLUMNS = (
     "kl_forgotten",
@@ -184,6 +184,7 @@ def _unlearned(measured: dict[str, Any]) -> str:
         left.append(f"| {name} | no | {row['largest_forgotten_probability']:.4f} | {rest} |")
         if name != "retrained":
             left.append(f"| {name} | yes | 0 | {rest} |")
+    compared = _against_retraining(measured) if "retraining_seconds" in measured else ""
     anyone = next(iter(measured["left_in_weights"].values()))
     within = [f"{1 - float(alpha):.0%}" for alpha in anyone["relearning"]["steps_within"]]
     return _UNSIR.format(
@@ -195,7 +196,27 @@ def _unlearned(measured: dict[str, Any]) -> str:
         compared=measured["compared"],
         left="\n".join(left),
         within=" / ".join(within),
+        compared_with_retraining=compared,
     )
+
+
+def _against_retraining(measured: dict[str, Any]) -> str:
+    """How unlearned weights compare with retrained ones, in time and in how fast the class comes back."""
+    took = measured["unlearned"][f"{measured['compared']} gentle"]["seconds_in_all"] / measured["retraining_seconds"]
+    sentence = f"\n\nUnlearning it with `gentle` took {took:.2f} of the time of that retraining."
+    for alpha, index in measured["anamnesis_index"].items():
+        told = [
+            f"{name} {value if isinstance(value, str) else f'{value:.2f}'}"
+            for name, value in index.items()
+            if value is not None and name != "retrained"
+        ]
+        if told:
+            sentence += (
+                f" Anamnesis index (steps until {1 - float(alpha):.0%} are back, as a share of the retrained model's): "
+                f"{', '.join(told)}."
+            )
+            break
+    return sentence
 
 
 def _titles(name: str) -> str:

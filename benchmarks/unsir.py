@@ -184,6 +184,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         keep(compared, "original", left_in_weights(original, original, data, args.per_class_probed))
     if args.retrained is not None and "retrained" not in compared:
         keep(compared, "retrained", left_in_weights(load(args.retrained), original, data, args.per_class_probed))
+    if args.retrained is not None and (told := args.retrained.with_suffix(".npz")).exists():
+        with np.load(told) as answers:  # train_cifar.py leaves them beside the model
+            keep(results, "retraining_seconds", float(answers["seconds"]))
     if "retrained" in compared:
         keep(results, "anamnesis_index", {str(alpha): anamnesis(compared, str(alpha)) for alpha in ALPHAS})
     return results
