@@ -330,7 +330,9 @@ def _rules(name: str, seen: dict[str, Any]) -> str:
                 fitted = "of other classes" if any(numbers) else ""
             else:
                 kind = way if way == "as shipped" else f"of {way}"
-                fitted = f"{kind}: {', '.join(f'{number:.2f}' for number in numbers)}" if numbers else "none"
+                fitted = f"{kind}: {', '.join(f'{number:.2f}' for number in numbers)}"
+                if not numbers:  # then all ways are one
+                    fitted = "none" if way == "all data sets" else ""
             if fitted:
                 lines.append(f"| {rule} | {fitted} | {_distances(values)} |")
     return "\n".join(lines)
