@@ -172,7 +172,7 @@ def _unlearned(measured: dict[str, Any]) -> str:
         f"| {', '.join(map(str, row['forgotten']))} | `{row['preset']}` | {row['after']['forgotten']:.4f} | "
         f"{row['before']['retained']:.4f} | {row['after']['retained']:.4f} | {row['drop']:.4f} | "
         f"{row['share_of_retraining']:.1%} |"
-        for row in measured["unlearned"].values()
+        for row in sorted(measured["unlearned"].values(), key=lambda row: row["preset"])
     ]
     left = []
     for name, row in measured["left_in_weights"].items():
@@ -203,7 +203,9 @@ def _unlearned(measured: dict[str, Any]) -> str:
 def _against_retraining(measured: dict[str, Any]) -> str:
     """How unlearned weights compare with retrained ones, in time and in how fast the class comes back."""
     took = measured["unlearned"][f"{measured['compared']} gentle"]["seconds_in_all"] / measured["retraining_seconds"]
-    sentence = f"\n\nUnlearning it with `gentle` took {took:.2f} of the time of that retraining."
+    sentence = (
+        f"\n\nUnlearning it with `gentle` took {took:.2f} of the time of that retraining (both beside other work)."
+    )
     for alpha, index in measured["anamnesis_index"].items():
         told = [
             f"{name} {value if isinstance(value, str) else f'{value:.2f}'}"
