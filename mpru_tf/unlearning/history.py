@@ -83,6 +83,8 @@ class History:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self._csv is None and self._tensorboard is None:
+            return  # TensorFlow need not be there, where Keras trains with something else
         import tensorflow as tf
 
         try:
